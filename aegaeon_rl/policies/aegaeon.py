@@ -1,0 +1,265 @@
+"""`aegaeon`: the SOSP'25 scheduler, grouped FCFS prefill and weighted round-robin decode.
+
+Prefill instances serve groups of at most MAX_GROUP requests of one model in order of creation
+(the group may be refilled while it drains). Decode instances serve
+one batch per model, round by round, with quotas that give every batch the same playback time
+(section 1.2). In a pool with `sosp25_rules` the artifact's simulator is followed where it differs.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from aegaeon_rl.policies.batches import (
+    Groups,
+    groups_on,
+    needs_prefill,
+    new_groups,
+    next_model_on,
+    open_group,
+    refresh,
+    requests_on,
+)
+from runtime.compiled import inner, kernel
+from runtime.core import (
+    DecisionKind,
+    Dispatch,
+    EventKind,
+    Phases,
+    PoolSpec,
+    PrefetchMode,
+)
+from runtime.emulator.loop import Signal, advance, answer
+from runtime.emulator.tables import Sim
+from runtime.pool.candidates import can_route, has_turn_work
+from runtime.pool.costs import load_ns, step_s
+from runtime.pool.memory import bytes_for, capacity_bytes, context_tokens
+from runtime.pool.state import State, Table
+from runtime.tables import Field, Tables
+
+MAX_GROUP = 8
+QMAX_S = 4.0
+LEAST_A = 0.5
+PREFILL_SHARE = 6 / 16
+
+
+class AegaeonMemory(Tables):
+    """Groups and batches; `rules` [1] is 1 under the artifact's rules."""
+
+    layout: ClassVar = {"groups": Groups, "rules": Field(np.int64)}
+    groups: Groups
+    rules: npt.NDArray[np.int64]
+
+
+@inner
+def kv_bytes_of(state: State, group: Table) -> int:
+    return group.context_tokens * state.models[group.model].kv_token_bytes
+
+
+@inner
+def route_prefill(state: State, r: int, event: Table, memory: AegaeonMemory) -> None:
+    """The first group of its model with room, on any instance; else a group on the least loaded."""
+    groups, m = memory.groups, state.requests[r].model
+    for i in range(groups.counters[0]):
+        group = groups.groups[i]
+        if group.model != m or group.phase != Phases.PREFILL:
+            continue
+        if not can_route(state, r, group.instance):
+            continue
+        if memory.rules[0] != 0:
+            more = context_tokens(state, r) * state.models[m].kv_token_bytes
+            has_room = kv_bytes_of(state, group) + more <= capacity_bytes(state, m)
+        else:
+            has_room = group.size < MAX_GROUP
+        if has_room:
+            event.instance, event.tag = group.instance, group.tag
+            return
+    best, least = event.instance, 1 << 60
+    for g in range(state.instances.shape[0]):
+        if can_route(state, r, g):
+            load = groups_on(groups, g) if memory.rules[0] != 0 else requests_on(groups, g)
+            if load < least:
+                best, least = g, load
+    event.instance = best
+    event.tag = open_group(groups, m, best, Phases.PREFILL)
+
+
+@inner
+def route_decode(state: State, r: int, event: Table, memory: AegaeonMemory) -> None:
+    """The first batch of its model that fits; else a batch on the instance with the fewest."""
+    groups, m = memory.groups, state.requests[r].model
+    need = bytes_for(state, m, context_tokens(state, r) + state.pool[0].lookahead_tokens)
+    for i in range(groups.counters[0]):
+        group = groups.groups[i]
+        if group.model != m or group.phase != Phases.DECODE:
+            continue
+        if can_route(state, r, group.instance):
+            if kv_bytes_of(state, group) + need <= capacity_bytes(state, m):
+                event.instance, event.tag = group.instance, group.tag
+                return
+    best, least = event.instance, 1 << 60
+    for g in range(state.instances.shape[0]):
+        if can_route(state, r, g):
+            load = groups_on(groups, g)
+            if load < least:
+                best, least = g, load
+    event.instance = best
+    event.tag = open_group(groups, m, best, Phases.DECODE)
+
+
+@inner
+def prefill_turn(state: State, g: int, event: Table, memory: AegaeonMemory) -> None:
+    """The oldest group on g that has work."""
+    groups = memory.groups
+    for i in range(groups.counters[0]):
+        group = groups.groups[i]
+        if group.instance == g:
+            if has_turn_work(state, g, group.model, Phases.PREFILL, group.tag):
+                event.kind, event.phases = EventKind.TURN, Phases.PREFILL
+                event.model, event.tag = group.model, group.tag
+                return
+
+
+@inner
+def step_time_s(state: State, g: int, group: Table) -> float:
+    cost = state.costs[state.instances[g].gpu_type, group.model]
+    return step_s(cost, group.context_tokens, group.size)
+
+
+@inner
+def switch_sum_s(state: State, g: int, groups: Groups) -> float:
+    """c: the switch times of the distinct models batched on g."""
+    total = 0.0
+    for i in range(groups.counters[0]):
+        group = groups.groups[i]
+        if group.instance != g:
+            continue
+        is_first = True
+        for j in range(i):
+            if groups.groups[j].instance == g and groups.groups[j].model == group.model:
+                is_first = False
+        if is_first:
+            total += load_ns(state, g, group.model) / 1e9
+    return total
+
+
+@inner
+def start_round(state: State, g: int, memory: AegaeonMemory) -> None:
+    """Set every batch's quota q_i = c / (n_i (a - S)), n_i = d / t_i."""
+    groups = memory.groups
+    c, inverse_sum, least_n = switch_sum_s(state, g, groups), 0.0, 1e30
+    for i in range(groups.counters[0]):
+        group = groups.groups[i]
+        if group.instance == g:
+            n = state.models[group.model].tbt_ns / 1e9 / step_time_s(state, g, group)
+            inverse_sum += 1.0 / n
+            least_n = min(least_n, n)
+    a = max(c / (least_n * QMAX_S) + inverse_sum, LEAST_A)
+    slack = max(a - inverse_sum, c / (least_n * QMAX_S), 1e-6)
+    for i in range(groups.counters[0]):
+        group = groups.groups[i]
+        if group.instance == g:
+            step = step_time_s(state, g, group)
+            quota = c * step / (state.models[group.model].tbt_ns / 1e9) / slack
+            if memory.rules[0] == 0:
+                quota += step  # the paper's clock starts after the first step
+            group.quota_ns = max(1, int(quota * 1e9))
+
+
+@inner
+def serve_round(state: State, g: int, event: Table, memory: AegaeonMemory) -> bool:
+    """Run the first batch on g that has quota in this round and work."""
+    groups = memory.groups
+    for i in range(groups.counters[0]):
+        group = groups.groups[i]
+        if group.instance != g or group.quota_ns == 0:
+            continue
+        if has_turn_work(state, g, group.model, Phases.DECODE, group.tag):
+            event.kind, event.phases = EventKind.TURN, Phases.DECODE
+            event.model, event.tag, event.quota_ns = group.model, group.tag, group.quota_ns
+            group.quota_ns = 0
+            return True
+    return False
+
+
+@inner
+def prefetch(state: State, g: int, event: Table, groups: Groups) -> None:
+    """The model that comes next on g: the next group, or the next batch of the round."""
+    m, has_passed = state.instances[g].model, False
+    for i in range(groups.counters[0]):
+        group = groups.groups[i]
+        if group.instance != g:
+            continue
+        if group.tag == state.instances[g].turn_tag:
+            has_passed = True
+        elif has_passed and group.model != m:
+            event.model = group.model
+            return
+    event.model = next_model_on(groups, g, m)
+
+
+@kernel
+def decide(state: State, kind: int, index: int, event: Table, memory: AegaeonMemory) -> None:
+    refresh(state, memory.groups)
+    if kind == DecisionKind.ROUTE:
+        if needs_prefill(state, index):
+            route_prefill(state, index, event, memory)
+        else:
+            route_decode(state, index, event, memory)
+    elif kind == DecisionKind.PREFETCH:
+        prefetch(state, index, event, memory.groups)
+    elif state.instances[index].role & Phases.DECODE:
+        if not serve_round(state, index, event, memory):
+            start_round(state, index, memory)
+            serve_round(state, index, event, memory)
+    else:
+        prefill_turn(state, index, event, memory)
+
+
+@kernel
+def drive(sim: Sim, memory: AegaeonMemory) -> int:
+    while True:
+        signal = advance(sim)
+        if signal != Signal.DECISION:
+            return signal
+        control = sim.control[0]
+        decide(sim.state, control.decision_kind, control.decision_index, sim.event[0], memory)
+        answer(sim)
+
+
+def split_roles(pool: PoolSpec) -> tuple[Phases, ...]:
+    """6 of 16 instances prefill, spread over the nodes; every node keeps one of each if it can."""
+    per_node = pool.instances_per_node
+    prefills = min(max(1, round(PREFILL_SHARE * per_node)), max(1, per_node - 1))
+    node = (Phases.PREFILL,) * prefills + (Phases.DECODE,) * (per_node - prefills)
+    return node * pool.nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aegaeon:
+    """Needs two instances or more, to split the roles."""
+
+    name: str = "aegaeon"
+
+    def configure(self, pool: PoolSpec) -> PoolSpec:
+        if pool.instances < 2:
+            raise ValueError(f"policy aegaeon: pool {pool.name} has 1 instance, expected 2 or more")
+        artifact = pool.sosp25_rules
+        return replace(
+            pool,
+            roles=pool.roles or split_roles(pool),
+            dispatch=Dispatch.PUSH,
+            prefetch=PrefetchMode.RETROACTIVE if artifact else PrefetchMode.CAUSAL,
+            kv_reload_every_turn=artifact,
+        )
+
+    def memory(self, state: State) -> AegaeonMemory:
+        return AegaeonMemory(groups=new_groups(), rules=state.pool["credits_compute"].copy())
+
+    def decide(self, state: State, kind: int, index: int, event: Table, memory: Any) -> None:
+        decide(state, kind, index, event, memory)
+
+    def drive(self, sim: Any, memory: Any) -> int:
+        return int(drive(sim, memory))

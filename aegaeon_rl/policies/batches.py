@@ -1,0 +1,121 @@
+"""Labelled groups of requests of one model on one instance, in order of creation.
+
+Push policies keep their prefill groups and decode batches here; a request carries its group's tag.
+Who is in a group is never stored: it is read off the pool, so the two cannot disagree.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.compiled import inner
+from runtime.core import NONE, Phases, RequestPhase
+from runtime.pool import lists
+from runtime.pool.memory import context_tokens
+from runtime.pool.state import State, Table
+from runtime.tables import Field, Tables
+
+GROUP = np.dtype(
+    [
+        ("tag", "i8"),
+        ("model", "i8"),
+        ("instance", "i8"),
+        ("phase", "i8"),  # Phases.PREFILL or DECODE
+        ("quota_ns", "i8"),  # decode: what is left of this round's share
+        ("size", "i8"),  # members and their context, as of the last `refresh`
+        ("context_tokens", "i8"),
+    ],
+    align=True,
+)
+CAPACITY = 4096
+
+
+class Groups(Tables):
+    """Live groups [0, count) in order of creation; `counters` = (count, last tag)."""
+
+    layout: ClassVar = {"groups": Field(GROUP), "counters": Field(np.int64)}
+    groups: Table
+    counters: npt.NDArray[np.int64]
+
+
+def new_groups() -> Groups:
+    return Groups(groups=np.zeros(CAPACITY, GROUP), counters=np.zeros(2, np.int64))
+
+
+@inner
+def refresh(state: State, memory: Groups) -> None:
+    """Count the members of every group and forget the empty ones."""
+    kept = 0
+    for i in range(memory.counters[0]):
+        group = memory.groups[i]
+        group.size, group.context_tokens = 0, 0
+        m, g = group.model, group.instance
+        if group.phase == Phases.PREFILL:
+            _count(state, group, lists.waiting_list(state, m))
+            _count(state, group, lists.instance_list(state, g, lists.PREFILL))
+        else:
+            _count(state, group, lists.ready_list(state, m))
+            _count(state, group, lists.waiting_list(state, m))  # recomputed after a loss
+            for which in range(lists.LISTS_PER_INSTANCE):
+                _count(state, group, lists.instance_list(state, g, which))
+        if group.size > 0:
+            memory.groups[kept] = memory.groups[i]
+            kept += 1
+    memory.counters[0] = kept
+
+
+@inner
+def _count(state: State, group: Table, lst: int) -> None:
+    r = lists.first(state, lst)
+    while r >= 0:
+        if state.requests[r].tag == group.tag:
+            group.size += 1
+            group.context_tokens += context_tokens(state, r)
+        r = state.requests[r].next
+
+
+@inner
+def open_group(memory: Groups, m: int, g: int, phase: int) -> int:
+    """Append a group; returns its tag. A full table reuses the newest group's place."""
+    i = min(memory.counters[0], CAPACITY - 1)
+    memory.counters[0] = i + 1
+    memory.counters[1] += 1
+    group = memory.groups[i]
+    group.tag, group.model, group.instance, group.phase = memory.counters[1], m, g, phase
+    group.quota_ns, group.size, group.context_tokens = 0, 0, 0
+    return memory.counters[1]
+
+
+@inner
+def groups_on(memory: Groups, g: int) -> int:
+    """How many groups wait or run on instance g."""
+    total = 0
+    for i in range(memory.counters[0]):
+        if memory.groups[i].instance == g:
+            total += 1
+    return total
+
+
+@inner
+def requests_on(memory: Groups, g: int) -> int:
+    """How many requests the groups on instance g hold."""
+    total = 0
+    for i in range(memory.counters[0]):
+        if memory.groups[i].instance == g:
+            total += memory.groups[i].size
+    return total
+
+
+@inner
+def needs_prefill(state: State, r: int) -> bool:
+    return bool(state.requests[r].phase == RequestPhase.WAITING)
+
+
+@inner
+def next_model_on(memory: Groups, g: int, m: int) -> int:
+    """The model of the first group on g that is not m, or NONE."""
+    for i in range(memory.counters[0]):
+        if memory.groups[i].instance == g and memory.groups[i].model != m:
+            return memory.groups[i].model
+    return NONE

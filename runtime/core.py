@@ -1,0 +1,196 @@
+"""The vocabulary: what a model, a GPU, a pool, an SLO, an event and a decision are.
+
+Imports nothing of the project. Times are int64 nanoseconds inside the pool (`_ns`) and float
+seconds at the edges (`_s`); memory is bytes, or KV blocks of `block_tokens` tokens.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+from runtime.errors import UserError
+
+NS = 1_000_000_000
+NONE = -1  # "no instance / model / slot" in the integer columns of the tables
+FOREVER_NS = 1 << 62  # a time that never comes, a quota that never ends
+
+
+class Phases(IntEnum):
+    """What an instance may do (its role), or what one turn does; a set of bits."""
+
+    PREFILL = 1
+    DECODE = 2
+    BOTH = 3
+
+
+class RequestPhase(IntEnum):
+    FREE = 0  # the slot is unused
+    WAITING = 1  # its next token needs a prefill
+    READY = 2  # its KV is on an instance or in host memory
+    RUNNING = 3  # owned by a turn
+    DONE = 4
+    FAILED = 5
+    CANCELLED = 6
+    SHED = 7
+
+
+class KvPlace(IntEnum):
+    """Where a request's KV is: a column apart from its phase."""
+
+    NOWHERE = 0
+    DEVICE = 1
+    HOST = 2
+    MOVING_OUT = 3  # on the device until the copy ends, host bytes already claimed
+    MOVING_IN = 4  # on the host until the copy ends, device bytes already claimed
+
+
+class Stage(IntEnum):
+    """What an instance is doing. A turn walks COMMANDED .. ENDING, then FREE."""
+
+    DOWN = 0
+    FREE = 1  # at a token boundary, a decision is due
+    IDLE = 2  # the policy chose to wait until something changes
+    COMMANDED = 3  # a turn was ordered; its weights are not in place yet
+    BLOCKED = 4  # KV of the last model must leave before KV of this one fits
+    KV_IN = 5
+    PREFILL = 6
+    DECODE = 7
+    ENDING = 8
+
+
+class SlotState(IntEnum):
+    EMPTY = 0
+    LOADING = 1
+    READY = 2
+
+
+class EventKind(IntEnum):
+    """Everything that may change a pool, in the order that breaks ties at one instant."""
+
+    KV_OUT_DONE = 0  # instance: its `n` oldest outgoing requests are in host memory
+    WEIGHTS_READY = 1  # instance: the load under way has ended
+    SWITCHED = 2  # instance: the turn is on the device, weights in place
+    KV_IN_DONE = 3  # instance: its `n` oldest incoming requests are on the device
+    PREFILLED = 4  # instance: its `n` first prefill requests have one more token
+    STEPS = 5  # instance: `n` decode steps; step j ended x*j + y*j*(j-1)/2 s after the first began
+    FINISHED = 6  # request: the engine met its end (EOS or its limit)
+    TURN_ENDED = 7  # instance
+    ARRIVAL = 8  # id, model, n = prompt tokens, tag = priority
+    EXPIRE = 9  # request: no first token within the pool's time limit
+    CANCEL = 10  # request
+    TURN = 11  # the policy's answer: model, phases, quota, tag, joins
+    IDLE = 12
+    PREFETCH = 13  # the policy's answer: model, or NONE
+    ROUTE = 14  # the policy's answer: request -> instance, tag
+    INSTANCE_FAILED = 15
+    INSTANCE_JOINED = 16
+
+
+class DecisionKind(IntEnum):
+    NONE = 0
+    TURN = 1
+    PREFETCH = 2
+    ROUTE = 3
+
+
+class Command(IntEnum):
+    """What a driver must tell an engine after a transition."""
+
+    START = 0  # instance: begin the turn the core holds
+    JOIN = 1  # instance: a request joined; return to the scheduler at the next token boundary
+    LOAD = 2  # instance: load weights into `loading_slot` (a load under way is dropped)
+    MOVE_OUT = 3  # instance: its outgoing queue grew
+    RETIRE = 4  # request slot: it ended; take its record, then `release` the slot
+
+
+class Masked(IntEnum):
+    """Why a candidate row may not be chosen; OPEN means it may."""
+
+    OPEN = 0
+    NO_WORK = 1
+    TAKEN = 2
+    WRONG_ROLE = 3
+    STARVED_OTHER = 4  # another model has waited past the bound
+    DOES_NOT_FIT = 5
+    IN_PLACE = 6  # a prefetch of what is already on the device
+
+
+class Dispatch(StrEnum):
+    PULL = "pull"  # a free instance takes requests from one shared pool
+    PUSH = "push"  # a request is routed to an instance when it arrives and after its prefill
+
+
+class PrefetchMode(StrEnum):
+    NONE = "none"
+    CAUSAL = "causal"  # an explicit decision, paid on the link
+    RETROACTIVE = "retroactive"  # the SOSP'25 simulator: compute time since the last switch is free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One served model. `checkpoint` names its weights' shape and its latency fit."""
+
+    name: str
+    checkpoint: str
+    weight_bytes: int
+    kv_token_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SloSpec:
+    """Token i (0-based) is due at arrival + ttft_s + i * tbt_s."""
+
+    ttft_s: float = 10.0
+    tbt_s: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    """Hardware and rules of a pool; what a policy may change it states in `Policy.configure`."""
+
+    name: str
+    profile: str
+    checkpoints: tuple[str, ...]  # assigned to models in order of first appearance, cycling
+    nodes: int = 1
+    instances_per_node: int = 8
+    roles: tuple[Phases, ...] = field(default=())  # per instance; empty: every instance does both
+    vram_bytes: int = 80_000_000_000
+    kv_fraction: float = 0.9  # of the VRAM that weight slots leave
+    weight_slots: int = 2
+    slots_reserved: bool = True  # True: every slot is carved out at start; False: loaded model only
+    h2d_bytes_s: float = 50e9
+    d2h_bytes_s: float = 50e9
+    kv_out_free: bool = False
+    kv_reload_every_turn: bool = False
+    kv_move_token_bytes: int = 0  # 0: KV moves in whole blocks; else bytes a token (SOSP'25: 500 kB)
+    block_tokens: int = 16
+    lookahead_tokens: int = 64
+    prefill_budget_tokens: int = 0  # 0: one request at a time
+    host_weight_bytes: int = 1_500_000_000_000
+    host_kv_bytes: int = 256_000_000_000
+    disk_bytes_s: float = 6e9
+    network_bytes_s: float = 25e9
+    command_s: float = 0.0
+    step_quantum_s: float = 0.0  # durations truncate to whole quanta (SOSP'25 simulator: 1 ms)
+    dispatch: Dispatch = Dispatch.PULL
+    prefetch: PrefetchMode = PrefetchMode.CAUSAL
+    sosp25_rules: bool = False  # `aegaeon` follows the artifact's simulator, not the paper
+    max_wait_s: float = 0.0  # 0: no starvation bound
+    ttft_timeout_s: float = 0.0  # 0: requests wait for ever
+    max_queue: int = 0  # 0: no limit
+
+    @property
+    def instances(self) -> int:
+        return self.nodes * self.instances_per_node
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "instances_per_node", "weight_slots", "block_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"pool.{name}={getattr(self, name)}: expected at least 1")
+        if self.roles and len(self.roles) != self.instances:
+            raise UserError(
+                f"pool.roles has {len(self.roles)} entries: expected {self.instances}, one each"
+            )
+        if not self.checkpoints:
+            raise UserError("pool.checkpoints is empty: expected at least one checkpoint name")
+        if not 0 < self.kv_fraction <= 1:
+            raise UserError(f"pool.kv_fraction={self.kv_fraction}: expected 0 < fraction <= 1")

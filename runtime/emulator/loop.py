@@ -1,0 +1,275 @@
+"""Virtual time over the core: one loop owns the clock.
+
+The next event is the smallest (time, kind, index); kinds are ordered as in EventKind, so ties are
+defined. All events of an instant are applied before a decision is asked, so waiting takes time.
+"""
+
+from enum import IntEnum
+
+from runtime.compiled import inner, kernel
+from runtime.core import (
+    FOREVER_NS,
+    NONE,
+    Command,
+    DecisionKind,
+    EventKind,
+    RequestPhase,
+)
+from runtime.emulator.physics import cut_run, plan_load, plan_move_out, plan_stage
+from runtime.emulator.tables import Sim
+from runtime.pool import lists
+from runtime.pool.candidates import first_route, next_decision, pose
+from runtime.pool.transitions import Outcome, apply, release
+from runtime.slo import qos_of
+
+
+BOUNDARY_ROWS = 4  # journal rows of one boundary and one answer, FINISHED apart
+
+
+class Signal(IntEnum):
+    """Why `advance` returned."""
+
+    DECISION = 0  # control.decision_kind / decision_index say which
+    END = 1  # nothing will ever happen again, or the horizon is reached
+    SLOTS_FULL = 2
+    JOURNAL_FULL = 3
+    STUCK = 4  # requests in flight, nothing pending: a policy that never serves them
+
+
+@kernel
+def advance(sim: Sim) -> int:
+    """Run until a decision is due; returns a Signal. Call again after the answer is applied."""
+    state, control = sim.state, sim.control[0]
+    while True:
+        room = sim.journal.shape[0] - control.journal_rows - state.pool[0].in_flight
+        if control.is_journaling != 0 and room < BOUNDARY_ROWS:
+            return Signal.JOURNAL_FULL
+        time_ns, kind, index = next_timer(sim)
+        if time_ns > state.pool[0].now_ns:
+            decision, which = next_decision(state)
+            if decision != DecisionKind.NONE:
+                control.decision_kind, control.decision_index = decision, which
+                control.decisions += 1
+                pose(state, decision, which, sim.event[0])
+                return Signal.DECISION
+            if time_ns == FOREVER_NS:
+                return Signal.END if state.pool[0].in_flight == 0 else Signal.STUCK
+            if time_ns > control.horizon_ns:
+                return Signal.END
+        if kind == EventKind.ARRIVAL and state.pool[0].free_head == NONE:
+            return Signal.SLOTS_FULL
+        _fire(sim, time_ns, kind, index)
+
+
+@inner
+def next_timer(sim: Sim) -> tuple[int, int, int]:
+    """The earliest pending event as (time, kind, index); ties by kind, then index."""
+    best, kind, index = FOREVER_NS, 1 << 20, 0
+    for g in range(sim.timers.shape[0]):
+        timer = sim.timers[g]
+        if timer.out_ns < best or (timer.out_ns == best and kind > EventKind.KV_OUT_DONE):
+            best, kind, index = timer.out_ns, EventKind.KV_OUT_DONE.value, g
+        if timer.load_ns < best or (timer.load_ns == best and kind > EventKind.WEIGHTS_READY):
+            best, kind, index = timer.load_ns, EventKind.WEIGHTS_READY.value, g
+        if timer.compute_ns < best or (timer.compute_ns == best and kind > timer.kind):
+            best, kind, index = timer.compute_ns, timer.kind, g
+    cursor = sim.control[0].cursor
+    if cursor < sim.arrivals.time_ns.shape[0]:
+        due = sim.arrivals.time_ns[cursor]
+        if due < best or (due == best and kind > EventKind.ARRIVAL):
+            best, kind, index = due, EventKind.ARRIVAL.value, cursor
+    limit = sim.control[0].ttft_timeout_ns
+    if limit > 0:
+        oldest = _oldest_waiting(sim)
+        if oldest >= 0 and sim.arrivals.time_ns[oldest] + limit < best:
+            best, kind, index = sim.arrivals.time_ns[oldest] + limit, EventKind.EXPIRE.value, oldest
+    return best, kind, index
+
+
+@inner
+def _oldest_waiting(sim: Sim) -> int:
+    """The oldest admitted request that still waits, unowned, for its first token; or NONE."""
+    control = sim.control[0]
+    while control.expired < control.cursor:
+        r = sim.slot[control.expired]
+        req = sim.state.requests[r]
+        if req.id == control.expired and req.phase == RequestPhase.WAITING:
+            if req.emitted_tokens == 0:
+                return control.expired
+        if req.id == control.expired and req.phase == RequestPhase.RUNNING:
+            if req.emitted_tokens == 0:
+                return _later_waiting(sim)
+        control.expired += 1
+    return NONE
+
+
+@inner
+def _later_waiting(sim: Sim) -> int:
+    """Behind a request whose prefill is under way: the next that waits unowned, or NONE."""
+    for i in range(sim.control[0].expired, sim.control[0].cursor):
+        req = sim.state.requests[sim.slot[i]]
+        if req.id == i and req.phase == RequestPhase.WAITING and req.emitted_tokens == 0:
+            return i
+    return NONE
+
+
+@inner
+def _fire(sim: Sim, time_ns: int, kind: int, index: int) -> None:
+    """Make the event of a timer and apply it with all that follows at its boundary."""
+    event, timers = sim.event[0], sim.timers
+    event.time_ns, event.kind = time_ns, kind
+    event.id, event.tag, event.n, event.quota_ns = NONE, NONE, 0, 0
+    event.instance, event.model, event.request = NONE, NONE, NONE
+    event.x, event.y, event.phases, event.joins = 0.0, 0.0, 0, 0
+    if kind == EventKind.ARRIVAL:
+        _arrive(sim, index)
+        return
+    if kind == EventKind.EXPIRE:
+        event.request, event.id = sim.slot[index], index
+        commit(sim)
+        return
+    timer = timers[index]
+    event.instance = index
+    if kind == EventKind.KV_OUT_DONE:
+        event.n, timer.out_ns = timer.out_n, FOREVER_NS
+        commit(sim)
+        plan_move_out(sim, index)
+        return
+    if kind == EventKind.WEIGHTS_READY:
+        timer.load_ns = FOREVER_NS
+        commit(sim)
+        return
+    event.n, timer.compute_ns = timer.n, FOREVER_NS
+    if kind == EventKind.STEPS or kind == EventKind.PREFILLED:
+        event.x = timer.x
+        event.y = timer.y if kind == EventKind.STEPS else 0.0
+        _fire_tokens(sim, index, kind, timer.n)
+    else:
+        commit(sim)
+    plan_stage(sim, index)
+    plan_load(sim, index)
+
+
+@inner
+def _arrive(sim: Sim, index: int) -> None:
+    event, arrivals, control = sim.event[0], sim.arrivals, sim.control[0]
+    event.id, event.model = index, arrivals.model[index]
+    event.n, event.tag = arrivals.prompt_tokens[index], arrivals.priority[index]
+    sim.slot[index] = sim.state.pool[0].free_head
+    control.cursor += 1
+    commit(sim)
+
+
+@inner
+def _fire_tokens(sim: Sim, g: int, kind: int, n: int) -> None:
+    """Apply STEPS or PREFILLED, then FINISHED for each request that met its end there."""
+    state, event = sim.state, sim.event[0]
+    which = lists.PREFILL if kind == EventKind.PREFILLED else lists.BATCH
+    r = lists.first(state, lists.instance_list(state, g, which))
+    touched = 0
+    while r >= 0 and (kind == EventKind.STEPS or touched < n):
+        sim.touched[touched] = r
+        touched += 1
+        r = state.requests[r].next
+    record(sim)
+    event.kind, event.n, event.x, event.y = EventKind.FINISHED, 0, 0.0, 0.0
+    for i in range(touched):
+        r = sim.touched[i]
+        req = state.requests[r]
+        if req.emitted_tokens >= sim.arrivals.output_tokens[req.id]:
+            event.request, event.id = r, req.id
+            record(sim)
+    drain(sim)
+
+
+@inner
+def record(sim: Sim) -> int:
+    """Apply the event in `sim.event` and journal it; a refused one leaves no trace."""
+    outcome = apply(sim.state, sim.event[0])
+    if outcome != Outcome.OK:
+        sim.control[0].refused += 1
+        return outcome
+    control = sim.control[0]
+    control.events += 1
+    if control.is_journaling != 0:
+        sim.journal[control.journal_rows] = sim.event[0]
+        control.journal_rows += 1
+    return outcome
+
+
+@inner
+def commit(sim: Sim) -> int:
+    """`record`, then carry out the commands that followed."""
+    outcome = record(sim)
+    if outcome == Outcome.OK:
+        drain(sim)
+    return outcome
+
+
+@inner
+def drain(sim: Sim) -> None:
+    state = sim.state
+    for i in range(state.pool[0].commands):
+        command, index = state.outbox[i].kind, state.outbox[i].instance
+        if command == Command.START:
+            plan_stage(sim, index)
+            plan_load(sim, index)
+        elif command == Command.JOIN:
+            cut_run(sim, index)
+        elif command == Command.LOAD:
+            plan_load(sim, index)
+        elif command == Command.MOVE_OUT:
+            plan_move_out(sim, index)
+        else:
+            retire(sim, index)
+    state.pool[0].commands = 0
+
+
+@inner
+def retire(sim: Sim, r: int) -> None:
+    """Keep the record of an ended request and recycle its slot."""
+    keep(sim, r)
+    release(sim.state, r)
+
+
+@inner
+def keep(sim: Sim, r: int) -> None:
+    req = sim.state.requests[r]
+    result = sim.results[req.id]
+    result.first_token_ns, result.last_token_ns = req.first_token_ns, req.last_token_ns
+    result.stall_ns, result.phase = req.stall_ns, req.phase
+    result.emitted_tokens, result.on_time_tokens = req.emitted_tokens, req.on_time_tokens
+    result.qos = qos_of(sim.state.requests, r, req.phase == RequestPhase.DONE)
+
+
+@kernel
+def keep_unfinished(sim: Sim) -> None:
+    """Record what the requests still in flight got so far."""
+    for r in range(sim.state.requests.shape[0]):
+        if sim.state.requests[r].phase != RequestPhase.FREE:
+            keep(sim, r)
+
+
+@kernel
+def answer(sim: Sim) -> int:
+    """Apply the policy's answer in `sim.event` (TURN, IDLE, PREFETCH, ROUTE) at the present time.
+
+    What is refused is replaced, so that no answer can stop the clock: a TURN by IDLE, a PREFETCH
+    by none, a ROUTE by the first instance that may take it. The refusal is counted.
+    """
+    event = sim.event[0]
+    event.time_ns = sim.state.pool[0].now_ns
+    outcome = commit(sim)
+    if outcome != Outcome.OK:
+        if event.kind == EventKind.PREFETCH:
+            event.model = NONE
+            commit(sim)
+        elif event.kind == EventKind.ROUTE:
+            event.request = sim.control[0].decision_index
+            event.instance = first_route(sim.state, event.request)
+            commit(sim)
+        else:
+            event.kind = EventKind.IDLE
+            commit(sim)
+    return outcome
+

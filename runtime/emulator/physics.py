@@ -1,0 +1,150 @@
+"""How long things take: from an instance's stage to the timer of its next event.
+
+Decode runs jump in closed form to the first step at which something can change: a request ends,
+the quota is reached, memory is short, or a truncated step time would change.
+"""
+
+import numpy as np
+
+from runtime.compiled import inner, kernel
+from runtime.core import FOREVER_NS, EventKind, Stage
+from runtime.emulator.tables import Sim
+from runtime.pool import lists
+from runtime.pool.costs import kv_in_ns, kv_out_ns, prefill_s, step_s, truncated
+from runtime.pool.memory import context_tokens, moved_bytes, steps_that_fit
+from runtime.pool.weights import weights_in_place
+from runtime.slo import curve_ns
+
+
+@inner
+def plan_stage(sim: Sim, g: int) -> None:
+    """Set g's compute timer for the stage it is in, which begins now."""
+    state, timer = sim.state, sim.timers[g]
+    now = state.pool[0].now_ns
+    timer.began_ns, timer.compute_ns, timer.n = now, FOREVER_NS, 0
+    stage = state.instances[g].stage
+    if stage == Stage.COMMANDED:
+        timer.kind = EventKind.SWITCHED
+        if weights_in_place(state, g):
+            ordered = state.instances[g].turn_start_ns + state.pool[0].command_ns
+            timer.compute_ns = max(now, ordered)
+    elif stage == Stage.KV_IN:
+        timer.kind = EventKind.KV_IN_DONE
+        _plan_kv_in(sim, g)
+    elif stage == Stage.PREFILL:
+        timer.kind = EventKind.PREFILLED
+        _plan_prefill(sim, g)
+    elif stage == Stage.DECODE:
+        timer.kind = EventKind.STEPS
+        _plan_decode(sim, g)
+    elif stage == Stage.ENDING:
+        timer.kind = EventKind.TURN_ENDED
+        timer.compute_ns = now
+
+
+@inner
+def _plan_kv_in(sim: Sim, g: int) -> None:
+    state, timer = sim.state, sim.timers[g]
+    incoming = lists.instance_list(state, g, lists.INCOMING)
+    total, remote = 0, 0
+    r = lists.first(state, incoming)
+    while r >= 0:
+        held = moved_bytes(state, r)
+        total += held
+        if state.requests[r].node != state.instances[g].node:
+            remote += held
+        r = state.requests[r].next
+    timer.n = lists.count(state, incoming)
+    timer.compute_ns = timer.began_ns + kv_in_ns(state, g, total, remote)
+
+
+@inner
+def _plan_prefill(sim: Sim, g: int) -> None:
+    """One call: the first request, and those behind it while the token budget lasts."""
+    state, timer = sim.state, sim.timers[g]
+    inst, budget = state.instances[g], state.pool[0].prefill_budget_tokens
+    n, tokens, tokens2 = 0, 0.0, 0.0
+    r = lists.first(state, lists.instance_list(state, g, lists.PREFILL))
+    while r >= 0:
+        length = context_tokens(state, r)
+        if n > 0 and tokens + length > budget:
+            break
+        n += 1
+        tokens += length
+        tokens2 += float(length) * length
+        r = state.requests[r].next
+    seconds = prefill_s(state.costs[inst.gpu_type, inst.model], tokens, tokens2)
+    timer.n, timer.x = n, truncated(seconds, state.pool[0].step_quantum_s)
+    timer.compute_ns = timer.began_ns + curve_ns(timer.x, 0.0, 1)
+
+
+@inner
+def _plan_decode(sim: Sim, g: int) -> None:
+    state, timer = sim.state, sim.timers[g]
+    inst, quantum = state.instances[g], state.pool[0].step_quantum_s
+    cost = state.costs[inst.gpu_type, inst.model]
+    batch = lists.instance_list(state, g, lists.BATCH)
+    size = lists.count(state, batch)
+    k = 1 << 40
+    r = lists.first(state, batch)
+    while r >= 0:
+        req = state.requests[r]
+        k = min(k, sim.arrivals.output_tokens[req.id] - req.emitted_tokens)
+        r = req.next
+    timer.x = step_s(cost, inst.batch_context_tokens, size)
+    timer.y = cost.decode_context_s * size
+    if quantum > 0.0:
+        rounded = truncated(timer.x, quantum)
+        if timer.y > 0.0:
+            k = min(k, max(1, int(np.ceil((rounded + quantum - timer.x) / timer.y - 1e-9))))
+        timer.x, timer.y = rounded, 0.0
+    k = first_step_at(timer.x, timer.y, inst.quota_ns - inst.decoded_ns, k)
+    timer.n = max(1, steps_that_fit(state, g, k))
+    timer.compute_ns = timer.began_ns + curve_ns(timer.x, timer.y, timer.n)
+
+
+@kernel
+def first_step_at(x_s: float, y_s: float, at_ns: int, k: int) -> int:
+    """Smallest j in [1, k] whose step ends at `at_ns` or later; k if none does."""
+    if curve_ns(x_s, y_s, 1) >= at_ns:
+        return 1
+    if curve_ns(x_s, y_s, k) < at_ns:
+        return k
+    low, high = 1, k
+    while high - low > 1:
+        middle = (low + high) // 2
+        if curve_ns(x_s, y_s, middle) >= at_ns:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+@inner
+def cut_run(sim: Sim, g: int) -> None:
+    """A request waits to join: end the decode run under way at its next step boundary."""
+    timer = sim.timers[g]
+    if sim.state.instances[g].stage == Stage.DECODE and timer.kind == EventKind.STEPS:
+        elapsed = sim.state.pool[0].now_ns - timer.began_ns
+        timer.n = first_step_at(timer.x, timer.y, elapsed, timer.n)
+        timer.compute_ns = timer.began_ns + curve_ns(timer.x, timer.y, timer.n)
+
+
+@inner
+def plan_move_out(sim: Sim, g: int) -> None:
+    """If g's device-to-host link is idle, start to move all that is queued, as one group."""
+    state, timer = sim.state, sim.timers[g]
+    outgoing = lists.instance_list(state, g, lists.OUTGOING)
+    if timer.out_ns != FOREVER_NS or lists.count(state, outgoing) == 0:
+        return
+    timer.out_n = lists.count(state, outgoing)
+    moved = state.instances[g].outgoing_bytes
+    timer.out_ns = state.pool[0].now_ns + kv_out_ns(state, moved)
+
+
+@inner
+def plan_load(sim: Sim, g: int) -> None:
+    inst = sim.state.instances[g]
+    sim.timers[g].load_ns = FOREVER_NS
+    if inst.loading_slot >= 0 and inst.load_since_ns >= 0:
+        sim.timers[g].load_ns = inst.load_since_ns + inst.load_left_ns

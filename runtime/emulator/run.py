@@ -1,0 +1,105 @@
+"""One trace through one emulated pool under one policy: the plain way to use the emulator."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.catalog import assign_checkpoints
+from runtime.core import NS, ModelSpec, PoolSpec, SloSpec
+from runtime.emulator.loop import Signal, keep_unfinished
+from runtime.emulator.profile import Profile, load_profile
+from runtime.emulator.tables import Sim, arrivals_of, grow_journal, grow_slots, new_sim
+from runtime.pool.state import State, Table, new_state
+from runtime.protocol import Policy
+from traces import Trace
+
+
+class PolicyStuck(RuntimeError):
+    """Requests wait, instances are free, and the policy never serves them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run left behind. `results` [R] are RESULT rows in arrival order, `journal` [J] EVENTs,
+    `gaps` the histogram of token gaps (runtime.slo), `instances` the final INSTANCE table."""
+
+    pool: PoolSpec
+    models: tuple[ModelSpec, ...]
+    results: Table
+    journal: Table
+    gaps: npt.NDArray[np.int64]
+    instances: Table
+    end_s: float
+    decisions: int
+    events: int
+    refused: int
+    recomputed: int
+
+
+def build_state(
+    pool: PoolSpec, names: tuple[str, ...], slo: SloSpec, profile: Profile, *, capacity: int = 1024
+) -> State:
+    """An empty pool that serves `names` with checkpoints in order of first appearance."""
+    models = assign_checkpoints(names, pool.checkpoints)
+    return new_state(pool, models, (slo,) * len(models), profile.table(models), capacity=capacity)
+
+
+def build_sim(
+    trace: Trace, pool: PoolSpec, slo: SloSpec, *, horizon_s: float | None, journal_rows: int
+) -> Sim:
+    state = build_state(pool, trace.models, slo, load_profile(pool.profile))
+    return new_sim(
+        state,
+        arrivals_of(trace),
+        ttft_timeout_s=pool.ttft_timeout_s,
+        horizon_s=horizon_s,
+        journal_rows=journal_rows,
+    )
+
+
+def drive(sim: Sim, policy: Policy) -> None:
+    """Run to the end, growing tables as they fill. Raises PolicyStuck."""
+    memory = policy.memory(sim.state)
+    while True:
+        signal = policy.drive(sim, memory)
+        if signal == Signal.END:
+            keep_unfinished(sim)
+            return
+        if signal == Signal.SLOTS_FULL:
+            grow_slots(sim)
+        elif signal == Signal.JOURNAL_FULL:
+            grow_journal(sim)
+        else:
+            waiting = int(sim.state.pool["in_flight"][0])
+            raise PolicyStuck(f"policy {policy.name}: {waiting} requests wait and nothing happens")
+
+
+def run(
+    trace: Trace,
+    pool: PoolSpec,
+    policy: Policy,
+    slo: SloSpec,
+    *,
+    horizon_s: float | None = None,
+    journal: bool = False,
+) -> Run:
+    """Emulate `trace` on `pool` until every request has ended, or until `horizon_s`."""
+    configured = policy.configure(pool)
+    rows = 1 << 16 if journal else 0
+    sim = build_sim(trace, configured, slo, horizon_s=horizon_s, journal_rows=rows)
+    drive(sim, policy)
+    control, final = sim.control[0], sim.state.pool[0]
+    return Run(
+        pool=configured,
+        models=assign_checkpoints(trace.models, pool.checkpoints),
+        results=sim.results,
+        journal=sim.journal[: control["journal_rows"]],
+        gaps=sim.state.gaps,
+        instances=sim.state.instances,
+        end_s=float(final["now_ns"]) / NS,
+        decisions=int(control["decisions"]),
+        events=int(control["events"]),
+        refused=int(control["refused"]),
+        recomputed=int(final["recomputed"]),
+    )

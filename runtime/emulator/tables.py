@@ -1,0 +1,158 @@
+"""What the emulator holds beside the pool: the trace, the pending timers, the results, the journal.
+
+Letters: R requests of the trace, G instances, N request slots, J journal rows.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.core import FOREVER_NS, NONE, NS
+from runtime.pool.state import EVENT, State, Table, grow_requests
+from runtime.tables import Field, Tables
+from traces import Trace
+
+TIMER = np.dtype(
+    [
+        ("compute_ns", "i8"),  # when the stage under way ends, or FOREVER
+        ("began_ns", "i8"),
+        ("out_ns", "i8"),  # when the group of outgoing requests is in host memory
+        ("load_ns", "i8"),  # when the load under way ends
+        ("n", "i8"),  # requests or steps of the stage
+        ("x", "f8"),
+        ("y", "f8"),
+        ("out_n", "i8"),
+        ("kind", "i8"),  # EventKind of the compute timer
+    ],
+    align=True,
+)
+RESULT = np.dtype(
+    [
+        ("arrival_ns", "i8"),
+        ("first_token_ns", "i8"),  # NONE: it never got one
+        ("last_token_ns", "i8"),
+        ("stall_ns", "i8"),  # longest gap between two of its tokens
+        ("qos", "f8"),
+        ("model", "i8"),
+        ("prompt_tokens", "i8"),
+        ("due_tokens", "i8"),
+        ("emitted_tokens", "i8"),
+        ("on_time_tokens", "i8"),
+        ("phase", "i8"),  # RequestPhase; FREE: never admitted
+    ],
+    align=True,
+)
+CONTROL = np.dtype(
+    [
+        ("cursor", "i8"),  # next arrival
+        ("expired", "i8"),  # arrivals whose time limit was looked at
+        ("horizon_ns", "i8"),
+        ("ttft_timeout_ns", "i8"),
+        ("journal_rows", "i8"),
+        ("decisions", "i8"),
+        ("events", "i8"),
+        ("refused", "i8"),
+        ("decision_kind", "i8"),
+        ("decision_index", "i8"),
+        ("is_journaling", "i8"),
+    ],
+    align=True,
+)
+
+
+class Arrivals(Tables):
+    """The trace as columns [R]; the emulator alone knows the output lengths."""
+
+    layout: ClassVar = {
+        "time_ns": Field(np.int64),
+        "model": Field(np.int32),
+        "prompt_tokens": Field(np.int32),
+        "output_tokens": Field(np.int32),
+        "priority": Field(np.int8),
+    }
+    time_ns: npt.NDArray[np.int64]
+    model: npt.NDArray[np.int32]
+    prompt_tokens: npt.NDArray[np.int32]
+    output_tokens: npt.NDArray[np.int32]
+    priority: npt.NDArray[np.int8]
+
+
+class Sim(Tables):
+    """One emulated pool. `slot` [R] is where a request lives; `touched` [N] is scratch."""
+
+    layout: ClassVar = {
+        "state": State,
+        "timers": Field(TIMER),
+        "arrivals": Arrivals,
+        "slot": Field(np.int64),
+        "results": Field(RESULT),
+        "journal": Field(EVENT),
+        "event": Field(EVENT),
+        "control": Field(CONTROL),
+        "touched": Field(np.int64),
+    }
+    state: State
+    timers: Table
+    arrivals: Arrivals
+    slot: npt.NDArray[np.int64]
+    results: Table
+    journal: Table
+    event: Table
+    control: Table
+    touched: npt.NDArray[np.int64]
+
+
+def arrivals_of(trace: Trace) -> Arrivals:
+    priority = trace.priority
+    return Arrivals(
+        time_ns=np.rint(np.asarray(trace.arrival_s) * NS).astype(np.int64),
+        model=np.ascontiguousarray(trace.model, np.int32),
+        prompt_tokens=np.ascontiguousarray(trace.prompt_tokens, np.int32),
+        output_tokens=np.ascontiguousarray(trace.output_tokens, np.int32),
+        priority=np.zeros(trace.requests, np.int8) if priority is None else priority.astype(np.int8),
+    )
+
+
+def new_sim(
+    state: State,
+    arrivals: Arrivals,
+    *,
+    ttft_timeout_s: float = 0.0,
+    horizon_s: float | None = None,
+    journal_rows: int = 0,
+) -> Sim:
+    """An emulated pool at time 0. `journal_rows` > 0 keeps the journal, starting at that size."""
+    n_requests = len(arrivals.time_ns)
+    timers = np.zeros(len(state.instances), TIMER)
+    timers["compute_ns"] = timers["out_ns"] = timers["load_ns"] = FOREVER_NS
+    control = np.zeros(1, CONTROL)
+    control["horizon_ns"] = FOREVER_NS if horizon_s is None else round(horizon_s * NS)
+    control["ttft_timeout_ns"] = round(ttft_timeout_s * NS)
+    control["is_journaling"] = journal_rows > 0
+    results = np.zeros(n_requests, RESULT)
+    results["arrival_ns"] = arrivals.time_ns
+    results["model"] = arrivals.model
+    results["prompt_tokens"] = arrivals.prompt_tokens
+    results["due_tokens"] = arrivals.output_tokens
+    results["first_token_ns"] = NONE
+    return Sim(
+        state=state,
+        timers=timers,
+        arrivals=arrivals,
+        slot=np.full(n_requests, NONE, np.int64),
+        results=results,
+        journal=np.zeros(journal_rows, EVENT),
+        event=np.zeros(1, EVENT),
+        control=control,
+        touched=np.zeros(len(state.requests), np.int64),
+    )
+
+
+def grow_slots(sim: Sim) -> None:
+    grow_requests(sim.state)
+    sim.put("touched", np.zeros(len(sim.state.requests), np.int64))
+
+
+def grow_journal(sim: Sim) -> None:
+    sim.put("journal", np.concatenate([sim.journal, np.zeros_like(sim.journal)]))

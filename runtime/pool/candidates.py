@@ -1,0 +1,257 @@
+"""What may be chosen: the next decision that is due, and its candidate rows with their masks.
+
+K rows at most; when more models have work, the K most urgent by next deadline are kept and the
+rest counted as overflow. Order among rows is model order (first appearance in the trace).
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.compiled import inner, kernel
+from runtime.core import (
+    FOREVER_NS,
+    NONE,
+    DecisionKind,
+    EventKind,
+    Masked,
+    Phases,
+    RequestPhase,
+    SlotState,
+    Stage,
+)
+from runtime.pool import lists
+from runtime.pool.state import State, Table
+from runtime.pool.turns import is_claimable, matches
+from runtime.pool.weights import prefetch_slot, slot_of
+
+ROWS = 64  # K
+
+
+@inner
+def next_deadline_ns(state: State, r: int) -> int:
+    """When the next token of r is due."""
+    req = state.requests[r]
+    model = state.models[req.model]
+    return req.arrival_ns + model.ttft_ns + req.emitted_tokens * model.tbt_ns
+
+
+@kernel
+def has_turn_work(state: State, g: int, m: int, phases: int, tag: int) -> bool:
+    """Is there a request of m that a turn on g could take now?"""
+    allowed = phases & state.instances[g].role
+    if allowed & Phases.DECODE:
+        r = lists.first(state, lists.ready_list(state, m))
+        while r >= 0:
+            if is_claimable(state, g, r) and matches(state, r, tag):
+                return True
+            r = state.requests[r].next
+    if allowed & Phases.PREFILL:
+        r = lists.first(state, lists.waiting_list(state, m))
+        while r >= 0:
+            if is_claimable(state, g, r) and matches(state, r, tag):
+                return True
+            r = state.requests[r].next
+    return False
+
+
+@inner
+def is_starving(state: State, m: int) -> bool:
+    pool = state.pool[0]
+    return bool(
+        pool.max_wait_ns > 0
+        and pool.now_ns - state.models[m].waiting_since_ns > pool.max_wait_ns
+    )
+
+
+@kernel
+def turn_mask(state: State, g: int, m: int) -> int:
+    """Why a turn of m on g is not possible, starvation of others apart."""
+    if has_turn_work(state, g, m, Phases.BOTH, NONE):
+        return Masked.OPEN
+    ready = lists.count(state, lists.ready_list(state, m))
+    waiting = lists.count(state, lists.waiting_list(state, m))
+    if ready + waiting > 0:
+        role = state.instances[g].role
+        only_prefill = ready == 0 and (role & Phases.PREFILL) == 0
+        only_decode = waiting == 0 and (role & Phases.DECODE) == 0
+        return Masked.WRONG_ROLE if only_prefill or only_decode else Masked.TAKEN
+    return Masked.TAKEN if state.models[m].running_on > 0 else Masked.NO_WORK
+
+
+@kernel
+def prefetch_mask(state: State, g: int, m: int) -> int:
+    """Why a prefetch of m on g makes no sense. What was prefetched and waits may be kept."""
+    reason = turn_mask(state, g, m)
+    if reason != Masked.OPEN:
+        return reason
+    s = slot_of(state, g, m)
+    if s == state.instances[g].active_slot and s != NONE:
+        return Masked.IN_PLACE
+    return Masked.OPEN
+
+
+@kernel
+def row_mask(state: State, kind: int, g: int, m: int) -> int:
+    if kind == DecisionKind.PREFETCH:
+        return prefetch_mask(state, g, m)
+    return turn_mask(state, g, m)
+
+
+@inner
+def urgency_ns(state: State, m: int) -> int:
+    """The row key: earliest next deadline among the open requests of m."""
+    requests, best = state.requests, FOREVER_NS
+    r = lists.first(state, lists.ready_list(state, m))
+    while r >= 0:
+        best = min(best, next_deadline_ns(state, r))
+        r = requests[r].next
+    r = lists.first(state, lists.waiting_list(state, m))
+    if r >= 0:  # arrival order, hence deadline order, unless some were recomputed
+        best = min(best, next_deadline_ns(state, r))
+    return best
+
+
+@kernel
+def fill_rows(state: State, kind: int, g: int, rows: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """Write the open models of a TURN or PREFETCH on g into `rows` [K]; (count, overflow).
+
+    With a starving model among them a TURN keeps the starving ones only.
+    """
+    count, overflow, starving = 0, 0, False
+    for m in range(state.models.shape[0]):
+        if state.models[m].waiting_since_ns == FOREVER_NS:
+            continue
+        if row_mask(state, kind, g, m) != Masked.OPEN:
+            continue
+        is_late = kind == DecisionKind.TURN and is_starving(state, m)
+        if is_late and not starving:
+            count, overflow, starving = 0, 0, True
+        if starving and not is_late:
+            continue
+        if count < rows.shape[0]:
+            rows[count] = m
+            count += 1
+        else:
+            overflow += 1
+            _keep_urgent(state, rows, m)
+    return count, overflow
+
+
+@inner
+def _keep_urgent(state: State, rows: npt.NDArray[np.int64], m: int) -> None:
+    """Replace the least urgent row by m if m is more urgent; rows stay in model order."""
+    worst = 0
+    for i in range(1, rows.shape[0]):
+        if urgency_ns(state, rows[i]) >= urgency_ns(state, rows[worst]):
+            worst = i
+    if urgency_ns(state, m) < urgency_ns(state, rows[worst]):
+        for i in range(worst, rows.shape[0] - 1):
+            rows[i] = rows[i + 1]
+        rows[rows.shape[0] - 1] = m
+
+
+@inner
+def any_turn(state: State, g: int) -> bool:
+    """Does any model have work that g could take?"""
+    for m in range(state.models.shape[0]):
+        if state.models[m].waiting_since_ns != FOREVER_NS:
+            if has_turn_work(state, g, m, Phases.BOTH, NONE):
+                return True
+    return False
+
+
+@inner
+def asks_turn(state: State, g: int) -> bool:
+    """Is a TURN due on g? Without work for it, g idles until something changes."""
+    inst, pool = state.instances[g], state.pool[0]
+    if inst.stage == Stage.IDLE and inst.seen_wake == pool.wakes:
+        return False
+    if inst.stage != Stage.FREE and inst.stage != Stage.IDLE:
+        return False
+    has_claimable = inst.routed > 0 if pool.is_push != 0 else pool.claimable > 0
+    if has_claimable and any_turn(state, g):
+        return True
+    inst.stage = Stage.IDLE
+    inst.seen_wake = pool.wakes
+    return False
+
+
+@inner
+def asks_prefetch(state: State, g: int) -> bool:
+    """Is a PREFETCH due on g? Without a candidate it waits for the next arrival."""
+    inst, pool = state.instances[g], state.pool[0]
+    if inst.asks_prefetch == 0 or inst.loading_slot >= 0 or inst.seen_arrivals == pool.arrivals:
+        return False
+    if prefetch_slot(state, g) != NONE and pool.claimable > 0:
+        for m in range(state.models.shape[0]):
+            if state.models[m].waiting_since_ns != FOREVER_NS:
+                if prefetch_mask(state, g, m) == Masked.OPEN:
+                    return True
+    inst.seen_arrivals = pool.arrivals
+    return False
+
+
+@kernel
+def can_route(state: State, r: int, g: int) -> bool:
+    """May a push policy send r to g?"""
+    inst = state.instances[g]
+    phase = Phases.PREFILL if state.requests[r].phase == RequestPhase.WAITING else Phases.DECODE
+    return bool(inst.stage != Stage.DOWN and (inst.role & phase) != 0)
+
+
+@kernel
+def first_route(state: State, r: int) -> int:
+    """The lowest instance that may take r, or NONE."""
+    for g in range(state.instances.shape[0]):
+        if can_route(state, r, g):
+            return g
+    return NONE
+
+
+@kernel
+def next_decision(state: State) -> tuple[int, int]:
+    """The decision that is due now, as (kind, request slot or instance); kind NONE: none is.
+
+    Routes come first (oldest request), then turns, then prefetches, each by lowest instance.
+    An instance that has nothing to choose from is set idle here, by the same rule in each driver.
+    """
+    r = lists.first(state, lists.routing_list(state))
+    if r >= 0 and first_route(state, r) != NONE:
+        return DecisionKind.ROUTE.value, r
+    for g in range(state.instances.shape[0]):
+        if asks_turn(state, g):
+            return DecisionKind.TURN.value, g
+    if state.pool[0].prefetches != 0:
+        for g in range(state.instances.shape[0]):
+            if asks_prefetch(state, g):
+                return DecisionKind.PREFETCH.value, g
+    return DecisionKind.NONE.value, NONE
+
+
+@kernel
+def pose(state: State, kind: int, index: int, event: Table) -> None:
+    """Prepare `event` as the plainest answer to a decision: idle, no prefetch, first route.
+
+    A policy overwrites what it decides; for a turn: kind TURN, model, quota_ns.
+    """
+    event.time_ns = state.pool[0].now_ns
+    event.id, event.n, event.tag, event.quota_ns = NONE, 0, NONE, FOREVER_NS
+    event.x, event.y, event.model, event.request, event.instance = 0.0, 0.0, NONE, NONE, index
+    event.phases, event.joins, event.is_fallback = Phases.BOTH, 1, 0
+    event.kind = EventKind.IDLE
+    if kind == DecisionKind.PREFETCH:
+        event.kind = EventKind.PREFETCH
+    elif kind == DecisionKind.ROUTE:
+        event.kind = EventKind.ROUTE
+        event.request, event.instance = index, first_route(state, index)
+        event.id = state.requests[index].id
+
+
+@inner
+def prefetched_model(state: State, g: int) -> int:
+    """The model that waits, prefetched, beside the active one of g, or NONE."""
+    for s in range(state.slots.shape[1]):
+        slot = state.slots[g, s]
+        if slot.is_ahead != 0 and slot.state != SlotState.EMPTY:
+            return slot.model
+    return NONE

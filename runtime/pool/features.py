@@ -1,0 +1,192 @@
+"""What a policy sees: F numbers per candidate row, I per instance, C for the pool.
+
+Scaled by SLOs and capacities, clipped, and versioned by `SPEC_HASH` over names, order, scales and
+clips: a policy refuses a spec it was not trained on. No time of day (a policy would memorise days)
+and no output length (nobody knows it). The same functions feed training and production.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.compiled import inner, kernel
+from runtime.core import FOREVER_NS, NONE, DecisionKind, Stage
+from runtime.pool import lists
+from runtime.pool.candidates import next_deadline_ns
+from runtime.pool.costs import load_left_ns, prefill_s, switch_left_ns
+from runtime.pool.memory import capacity_bytes, context_tokens, kv_bytes
+from runtime.pool.state import State
+from runtime.pool.transitions import RATE_TAU_S
+from runtime.pool.turns import is_claimable
+from runtime.pool.weights import slot_of
+
+
+class Feature(NamedTuple):
+    name: str
+    scale: str
+    low: float
+    high: float
+    meaning: str
+
+
+ROW_FEATURES = (
+    Feature("slack_min", "TTFT", 0, 4, "least slack to a next deadline after the switch, on time"),
+    Feature("all_late", "1", 0, 1, "no open request can still meet its next deadline"),
+    Feature("slack_mean", "TTFT", -2, 2, "mean slack after the switch, each clipped"),
+    Feature("late_share", "1", 0, 1, "share of open requests that will be late"),
+    Feature("waiting", "8 requests", 0, 4, "open requests that need a prefill"),
+    Feature("ready", "8 requests", 0, 4, "open requests with KV"),
+    Feature("oldest_wait", "TTFT", 0, 4, "age of the oldest open request"),
+    Feature("unserved", "TTFT", 0, 4, "time its work has waited for a turn"),
+    Feature("switch_left", "1 s", 0, 4, "time until its weights could be in place"),
+    Feature("is_loaded", "1", 0, 1, "active on the instance"),
+    Feature("is_prefetched", "1", 0, 1, "in another slot of the instance, or being loaded there"),
+    Feature("running_elsewhere", "1 instance", 0, 2, "instances that run it now"),
+    Feature("prefetched_elsewhere", "1 instance", 0, 2, "other instances that prefetched it"),
+    Feature("rate", "8 per TTFT", 0, 4, "arrival rate, decaying mean over 60 s"),
+    Feature("kv_need", "KV capacity", 0, 2, "KV of its open requests"),
+    Feature("prefill_time", "TTFT", 0, 2, "predicted time to prefill what waits"),
+)
+INSTANCE_FEATURES = (
+    Feature("is_turn", "1", 0, 1, "the decision is a TURN"),
+    Feature("is_prefetch", "1", 0, 1, "the decision is a PREFETCH"),
+    Feature("kv_free", "KV capacity", 0, 1, "free KV memory under the active model"),
+    Feature("has_model", "1", 0, 1, "a model is active"),
+    Feature("batch", "8 requests", 0, 4, "requests its present turn decodes"),
+    Feature("load_left", "1 s", 0, 4, "rest of the load under way"),
+    Feature("compute", "TTFT", 0, 4, "compute time since its last switch"),
+    Feature("can_prefill", "1", 0, 1, "its role includes prefill"),
+)
+POOL_FEATURES = (
+    Feature("claimable", "8 per instance", 0, 4, "open requests"),
+    Feature("in_flight", "16 per instance", 0, 4, "all live requests"),
+    Feature("busy", "1", 0, 1, "share of instances in a turn"),
+    Feature("open_models", "instances", 0, 4, "models with open work"),
+    Feature("overflow", "8 rows", 0, 4, "open models beyond the rows"),
+    Feature("host_kv", "capacity", 0, 1, "fullest node's share of host KV memory"),
+    Feature("prefetching", "1", 0, 1, "share of instances with a load under way"),
+    Feature("rate", "1 per s and instance", 0, 4, "arrival rate over all models"),
+)
+SPEC_HASH = hashlib.sha256(
+    repr((ROW_FEATURES, INSTANCE_FEATURES, POOL_FEATURES)).encode()
+).hexdigest()[:16]
+F, I, C = len(ROW_FEATURES), len(INSTANCE_FEATURES), len(POOL_FEATURES)
+LOW = np.array([f.low for f in ROW_FEATURES + INSTANCE_FEATURES + POOL_FEATURES], np.float32)
+HIGH = np.array([f.high for f in ROW_FEATURES + INSTANCE_FEATURES + POOL_FEATURES], np.float32)
+Vector = npt.NDArray[np.float32]
+
+
+@inner
+def clip(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
+
+
+@kernel
+def row_features(state: State, g: int, m: int, out: Vector) -> None:
+    """Features [F] of model m as a candidate on g."""
+    inst, model, now = state.instances[g], state.models[m], state.pool[0].now_ns
+    ttft = model.ttft_ns
+    switch = 0 if inst.model == m else switch_left_ns(state, g, m)
+    s = slot_of(state, g, m)
+    is_ahead = 1 if s != NONE and state.slots[g, s].is_ahead != 0 else 0
+    _open_features(state, g, m, now + switch, out)
+    out[7] = clip((now - min(now, model.waiting_since_ns)) / ttft, 0.0, 4.0)
+    out[8] = clip(switch / 1e9, 0.0, 4.0)
+    out[9] = 1.0 if inst.model == m else 0.0
+    out[10] = 1.0 if s != NONE and inst.model != m else 0.0
+    out[11] = clip(model.running_on - (1 if _runs(state, g, m) else 0), 0.0, 2.0)
+    out[12] = clip(model.prefetched_on - is_ahead, 0.0, 2.0)
+    idle_s = (now - model.rate_at_ns) / 1e9
+    out[13] = clip(model.rate_rps * np.exp(-idle_s / RATE_TAU_S) * ttft / 8e9, 0.0, 4.0)
+
+
+@inner
+def _runs(state: State, g: int, m: int) -> bool:
+    return bool(state.instances[g].stage >= Stage.COMMANDED and state.instances[g].model == m)
+
+
+@inner
+def _open_features(state: State, g: int, m: int, start_ns: int, out: Vector) -> None:
+    """Features that walk the open requests of m: 0-6, 14, 15."""
+    requests, now, ttft = state.requests, state.pool[0].now_ns, state.models[m].ttft_ns
+    least, total, late, oldest = 4.0 * ttft, 0.0, 0, now
+    ready, waiting, kv, tokens, tokens2 = 0, 0, 0.0, 0.0, 0.0
+    for part in range(2):
+        lst = lists.ready_list(state, m) if part == 0 else lists.waiting_list(state, m)
+        r = lists.first(state, lst)
+        while r >= 0:
+            if is_claimable(state, g, r):
+                slack = next_deadline_ns(state, r) - start_ns
+                total += clip(slack / ttft, -2.0, 2.0)
+                oldest = min(oldest, requests[r].arrival_ns)
+                if slack < 0:
+                    late += 1
+                else:
+                    least = min(least, slack)
+                kv += kv_bytes(state, r)
+                if part == 0:
+                    ready += 1
+                else:
+                    waiting += 1
+                    length = float(context_tokens(state, r))
+                    tokens += length
+                    tokens2 += length * length
+            r = requests[r].next
+    count = max(1, ready + waiting)
+    out[0] = 0.0 if late == ready + waiting else least / ttft
+    out[1] = 1.0 if late == ready + waiting else 0.0
+    out[2] = total / count
+    out[3] = late / count
+    out[4] = clip(waiting / 8.0, 0.0, 4.0)
+    out[5] = clip(ready / 8.0, 0.0, 4.0)
+    out[6] = clip((now - oldest) / ttft, 0.0, 4.0)
+    out[14] = clip(kv / capacity_bytes(state, m), 0.0, 2.0)
+    cost = state.costs[state.instances[g].gpu_type, m]
+    seconds = cost.prefill_s * (waiting - 1) + prefill_s(cost, tokens, tokens2) if waiting else 0.0
+    out[15] = clip(seconds * 1e9 / ttft, 0.0, 2.0)
+
+
+@kernel
+def instance_features(state: State, kind: int, g: int, out: Vector) -> None:
+    """Features [I] of the instance that decides."""
+    inst = state.instances[g]
+    out[0] = 1.0 if kind == DecisionKind.TURN else 0.0
+    out[1] = 1.0 if kind == DecisionKind.PREFETCH else 0.0
+    out[2], out[6] = 1.0, 0.0
+    if inst.model >= 0:
+        capacity = capacity_bytes(state, inst.model)
+        out[2] = clip(1.0 - inst.kv_used_bytes / capacity, 0.0, 1.0)
+        out[6] = clip(inst.compute_ns / state.models[inst.model].ttft_ns, 0.0, 4.0)
+    out[3] = 1.0 if inst.model >= 0 else 0.0
+    size = lists.count(state, lists.instance_list(state, g, lists.BATCH))
+    out[4] = clip(size / 8.0, 0.0, 4.0)
+    out[5] = clip(load_left_ns(state, g) / 1e9, 0.0, 4.0) if inst.loading_slot >= 0 else 0.0
+    out[7] = 1.0 if inst.role & 1 else 0.0
+
+
+@kernel
+def pool_features(state: State, overflow: int, out: Vector) -> None:
+    """Features [C] of the whole pool."""
+    pool, instances = state.pool[0], state.instances
+    n = instances.shape[0]
+    busy, loading, open_models, rate = 0, 0, 0, 0.0
+    for g in range(n):
+        busy += 1 if instances[g].stage >= Stage.COMMANDED else 0
+        loading += 1 if instances[g].loading_slot >= 0 else 0
+    for m in range(state.models.shape[0]):
+        model = state.models[m]
+        open_models += 1 if model.waiting_since_ns != FOREVER_NS else 0
+        rate += model.rate_rps * np.exp(-(pool.now_ns - model.rate_at_ns) / 1e9 / RATE_TAU_S)
+    fullest = 0.0
+    for d in range(state.nodes.shape[0]):
+        fullest = max(fullest, state.nodes[d].host_kv_used_bytes / state.nodes[d].host_kv_bytes)
+    out[0] = clip(pool.claimable / (8.0 * n), 0.0, 4.0)
+    out[1] = clip(pool.in_flight / (16.0 * n), 0.0, 4.0)
+    out[2] = busy / n
+    out[3] = clip(open_models / n, 0.0, 4.0)
+    out[4] = clip(overflow / 8.0, 0.0, 4.0)
+    out[5] = clip(fullest, 0.0, 1.0)
+    out[6] = loading / n
+    out[7] = clip(rate / n, 0.0, 4.0)

@@ -1,0 +1,345 @@
+"""The tables of a pool: struct-of-arrays, no clock and no behaviour.
+
+Letters: N request slots, M models, G instances, S weight slots, D nodes, T GPU types.
+Each dtype field states its unit in its name.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.core import (
+    FOREVER_NS,
+    NONE,
+    NS,
+    Dispatch,
+    ModelSpec,
+    Phases,
+    PoolSpec,
+    PrefetchMode,
+    SloSpec,
+    Stage,
+)
+from runtime.errors import UserError
+from runtime.tables import Field, Tables
+
+Table = npt.NDArray[np.void]
+
+REQUEST = np.dtype(
+    [
+        ("id", "i8"),
+        ("generation", "i8"),  # times this slot was used
+        ("arrival_ns", "i8"),
+        ("first_token_ns", "i8"),  # NONE before the first token
+        ("last_token_ns", "i8"),
+        ("tag", "i8"),  # a policy's label: prefill group or decode batch
+        ("stall_ns", "i8"),  # longest gap between two of its tokens
+        ("qos_ns", "i8"),  # covered time of closed windows (slo.py)
+        ("qos_start_ns", "i8"),  # start of the open window
+        ("qos_covered_ns", "i8"),  # target reached within the open window
+        ("qos_target_ns", "i8"),
+        ("model", "i8"),
+        ("instance", "i8"),  # its owner, or where its KV is
+        ("route", "i8"),  # where a push policy sent it
+        ("node", "i8"),  # host memory that holds its KV
+        ("prompt_tokens", "i8"),
+        ("emitted_tokens", "i8"),
+        ("on_time_tokens", "i8"),
+        ("list", "i8"),  # the one list it is in
+        ("next", "i8"),
+        ("prev", "i8"),
+        ("phase", "i8"),
+        ("kv", "i8"),
+        ("priority", "i8"),
+        ("is_cancelled", "i8"),  # asked for while a turn owned it
+    ],
+    align=True,
+)
+MODEL = np.dtype(
+    [
+        ("weight_bytes", "i8"),
+        ("block_bytes", "i8"),  # KV of one block
+        ("kv_token_bytes", "i8"),
+        ("ttft_ns", "i8"),
+        ("tbt_ns", "i8"),
+        ("served_ns", "i8"),  # end of its last turn anywhere
+        ("waiting_since_ns", "i8"),  # when its oldest unserved work became available, or FOREVER
+        ("rate_rps", "f8"),  # decaying count of arrivals (tau = RATE_TAU_S)
+        ("rate_at_ns", "i8"),
+        ("running_on", "i8"),  # instances whose turn is of this model
+        ("prefetched_on", "i8"),  # instances that hold or load it ahead of need
+    ],
+    align=True,
+)
+INSTANCE = np.dtype(
+    [
+        ("epoch", "i8"),  # grows when it fails
+        ("kv_used_bytes", "i8"),  # held on the device, moves in flight included
+        ("kv_promised_bytes", "i8"),  # of a BLOCKED turn: claimed once the outgoing moves end
+        ("quota_ns", "i8"),
+        ("decoded_ns", "i8"),  # decode time of the present turn
+        ("turn_start_ns", "i8"),
+        ("compute_ns", "i8"),  # prefill and decode time since its last switch
+        ("batch_context_tokens", "i8"),
+        ("load_left_ns", "i8"),  # predicted; of the load under way
+        ("load_since_ns", "i8"),  # when the load last had the link, or NONE while it waits
+        ("turn_tag", "i8"),
+        ("seen_wake", "i8"),  # value of pool.wakes when it went idle
+        ("seen_arrivals", "i8"),  # value of pool.arrivals when it declined a prefetch
+        ("outgoing_bytes", "i8"),  # of kv_used_bytes: on its way to the host
+        ("routed", "i8"),  # claimable requests that were routed here
+        ("busy_ns", "i8"),  # prefill and decode time, total
+        ("switch_ns", "i8"),  # time from order to SWITCHED on turns that changed the model
+        ("switches", "i8"),
+        ("prefetched_switches", "i8"),
+        ("node", "i8"),
+        ("gpu_type", "i8"),
+        ("model", "i8"),  # of the present or the last turn
+        ("active_slot", "i8"),
+        ("loading_slot", "i8"),  # NONE: no load under way
+        ("role", "i8"),
+        ("stage", "i8"),
+        ("turn_phases", "i8"),
+        ("joins", "i8"),  # do arrivals join the present turn
+        ("is_switching", "i8"),  # the present turn changed the model
+        ("asks_prefetch", "i8"),
+    ],
+    align=True,
+)
+SLOT = np.dtype(
+    [
+        ("ready_ns", "i8"),
+        ("model", "i8"),
+        ("state", "i8"),
+        ("is_ahead", "i8"),  # prefetched and not used since
+    ],
+    align=True,
+)
+NODE = np.dtype(
+    [
+        ("host_kv_bytes", "i8"),
+        ("host_kv_used_bytes", "i8"),
+        ("host_weight_bytes", "i8"),
+        ("host_weight_used_bytes", "i8"),
+    ],
+    align=True,
+)
+HOSTED = np.dtype([("used_ns", "i8"), ("is_cached", "i8")], align=True)
+COST = np.dtype(
+    [
+        ("prefill_s", "f8"),  # per prefill call
+        ("prefill_token_s", "f8"),
+        ("prefill_token2_s", "f8"),  # per squared prompt token
+        ("decode_s", "f8"),  # per step
+        ("decode_context_s", "f8"),  # per summed context token
+        ("decode_batch_s", "f8"),  # per request of the batch
+    ],
+    align=True,
+)
+LIST = np.dtype([("head", "i8"), ("tail", "i8"), ("count", "i8")], align=True)
+COMMAND = np.dtype([("kind", "i8"), ("instance", "i8")], align=True)
+POOL = np.dtype(
+    [
+        ("now_ns", "i8"),
+        ("wakes", "i8"),  # events an idle instance waits for
+        ("arrivals", "i8"),
+        ("max_wait_ns", "i8"),
+        ("command_ns", "i8"),
+        ("kv_fraction", "f8"),
+        ("vram_bytes", "i8"),
+        ("reserved_bytes", "i8"),  # weight slots carved out at start; 0: the loaded model only
+        ("h2d_bytes_s", "f8"),
+        ("d2h_bytes_s", "f8"),
+        ("disk_bytes_s", "f8"),
+        ("network_bytes_s", "f8"),
+        ("kv_move_token_bytes", "i8"),
+        ("step_quantum_s", "f8"),
+        ("free_head", "i8"),
+        ("in_flight", "i8"),
+        ("claimable", "i8"),  # requests that no turn owns
+        ("commands", "i8"),
+        ("block_tokens", "i8"),
+        ("lookahead_tokens", "i8"),
+        ("prefill_budget_tokens", "i8"),
+        ("max_queue", "i8"),
+        ("is_push", "i8"),
+        ("prefetches", "i8"),
+        ("credits_compute", "i8"),
+        ("kv_out_free", "i8"),
+        ("kv_reload_every_turn", "i8"),
+        ("recomputed", "i8"),  # KV dropped for want of host memory
+        ("shed", "i8"),
+    ],
+    align=True,
+)
+
+EVENT = np.dtype(
+    [
+        ("time_ns", "i8"),
+        ("id", "i8"),
+        ("n", "i8"),
+        ("tag", "i8"),
+        ("quota_ns", "i8"),
+        ("x", "f8"),
+        ("y", "f8"),
+        ("instance", "i8"),
+        ("model", "i8"),
+        ("request", "i8"),  # slot
+        ("kind", "i8"),
+        ("phases", "i8"),
+        ("joins", "i8"),
+        ("is_fallback", "i8"),  # the answer came from the fallback, not from the policy
+    ],
+    align=True,
+)
+
+GAP_BINS = 640  # token gaps, geometric bins of GAP_RATIO from GAP_FLOOR_S (slo.py)
+
+
+class State(Tables):
+    """One pool: [N], [M], [G], [G, S], [D], [D, M], [T, M], [2M + 4G + 1], outbox, [1], bins."""
+
+    layout: ClassVar = {
+        "requests": Field(REQUEST),
+        "models": Field(MODEL),
+        "instances": Field(INSTANCE),
+        "slots": Field(SLOT, 2),
+        "nodes": Field(NODE),
+        "hosted": Field(HOSTED, 2),
+        "costs": Field(COST, 2),
+        "lists": Field(LIST),
+        "outbox": Field(COMMAND),
+        "pool": Field(POOL),
+        "gaps": Field(np.int64),
+    }
+    requests: Table
+    models: Table
+    instances: Table
+    slots: Table
+    nodes: Table
+    hosted: Table
+    costs: Table
+    lists: Table
+    outbox: Table
+    pool: Table
+    gaps: npt.NDArray[np.int64]
+
+
+# Lists: every live request is in exactly one.
+# [0, M) waiting; [M, 2M) ready; then for each instance prefill, batch, incoming, outgoing;
+# the last holds requests that wait for a ROUTE.
+LISTS_PER_INSTANCE = 4
+
+
+def new_state(
+    spec: PoolSpec,
+    models: tuple[ModelSpec, ...],
+    slos: tuple[SloSpec, ...],
+    costs: Table,
+    *,
+    capacity: int = 1024,
+) -> State:
+    """An empty pool with `capacity` request slots; host caches hold the first models that fit.
+
+    `costs` [T, M] is the profile the scheduler believes. Raises UserError when the weight
+    slots leave no room for KV.
+    """
+    n_models, n_instances, n_nodes = len(models), spec.instances, spec.nodes
+    if len(slos) != n_models or costs.shape[1] != n_models:
+        raise ValueError(f"{len(slos)} SLOs and costs {costs.shape} for {n_models} models")
+    state = State(
+        requests=np.zeros(capacity, REQUEST),
+        models=np.zeros(n_models, MODEL),
+        instances=np.zeros(n_instances, INSTANCE),
+        slots=np.zeros((n_instances, spec.weight_slots), SLOT),
+        nodes=np.zeros(n_nodes, NODE),
+        hosted=np.zeros((n_nodes, n_models), HOSTED),
+        costs=costs,
+        lists=np.zeros(2 * n_models + LISTS_PER_INSTANCE * n_instances + 1, LIST),
+        outbox=np.zeros(64 + 4 * n_instances + 3 * capacity, COMMAND),
+        pool=np.zeros(1, POOL),
+        gaps=np.zeros(GAP_BINS, np.int64),
+    )
+    _fill_pool(state, spec, models)
+    _fill_models(state, spec, models, slos)
+    _fill_instances(state, spec)
+    _fill_nodes(state, spec)
+    state.lists["head"] = state.lists["tail"] = NONE
+    chain_free_slots(state.requests, 0)
+    return state
+
+
+def chain_free_slots(requests: Table, first: int) -> None:
+    """Link the unused slots `first`.. into the free chain, lowest first."""
+    requests["next"][first:] = np.arange(first + 1, len(requests) + 1)
+    requests["next"][-1] = NONE
+    requests["list"][first:] = NONE
+
+
+def grow_requests(state: State) -> None:
+    """Double the request slots in place; existing slots keep their numbers."""
+    old = len(state.requests)
+    requests = np.zeros(2 * old, REQUEST)
+    requests[:old] = state.requests
+    chain_free_slots(requests, old)
+    requests["next"][-1] = state.pool["free_head"][0]
+    state.pool["free_head"][0] = old
+    state.put("requests", requests)
+    state.put("outbox", np.zeros(len(state.outbox) + 3 * old, COMMAND))
+
+
+def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> None:
+    largest = max(model.weight_bytes for model in models)
+    reserved = spec.weight_slots * largest if spec.slots_reserved else 0
+    held = max(reserved, largest)
+    if held >= spec.vram_bytes:
+        raise UserError(
+            f"pool {spec.name}: {spec.weight_slots} weight slots of {largest / 1e9:.1f} GB leave no"
+            f" room for KV in {spec.vram_bytes / 1e9:.0f} GB; lower pool.weight_slots"
+        )
+    pool = state.pool
+    for name in ("kv_fraction", "vram_bytes", "h2d_bytes_s", "d2h_bytes_s", "disk_bytes_s"):
+        pool[name] = getattr(spec, name)
+    for name in ("network_bytes_s", "kv_move_token_bytes", "step_quantum_s", "block_tokens"):
+        pool[name] = getattr(spec, name)
+    for name in ("lookahead_tokens", "prefill_budget_tokens", "max_queue"):
+        pool[name] = getattr(spec, name)
+    for name in ("kv_out_free", "kv_reload_every_turn"):
+        pool[name] = getattr(spec, name)
+    pool["reserved_bytes"] = reserved
+    pool["max_wait_ns"] = round(spec.max_wait_s * NS)
+    pool["command_ns"] = round(spec.command_s * NS)
+    pool["is_push"] = spec.dispatch is Dispatch.PUSH
+    pool["prefetches"] = spec.prefetch is PrefetchMode.CAUSAL and spec.weight_slots > 1
+    pool["credits_compute"] = spec.prefetch is PrefetchMode.RETROACTIVE
+
+
+def _fill_models(
+    state: State, spec: PoolSpec, models: tuple[ModelSpec, ...], slos: tuple[SloSpec, ...]
+) -> None:
+    table = state.models
+    table["weight_bytes"] = [model.weight_bytes for model in models]
+    table["kv_token_bytes"] = [model.kv_token_bytes for model in models]
+    table["waiting_since_ns"] = FOREVER_NS
+    table["block_bytes"] = [model.kv_token_bytes * spec.block_tokens for model in models]
+    table["ttft_ns"] = [round(slo.ttft_s * NS) for slo in slos]
+    table["tbt_ns"] = [round(slo.tbt_s * NS) for slo in slos]
+
+
+def _fill_instances(state: State, spec: PoolSpec) -> None:
+    table = state.instances
+    table["node"] = np.arange(spec.instances) // spec.instances_per_node
+    table["role"] = spec.roles or (Phases.BOTH,) * spec.instances
+    table["stage"] = Stage.FREE
+    table["model"] = table["active_slot"] = table["loading_slot"] = NONE
+    table["load_since_ns"] = table["seen_wake"] = table["seen_arrivals"] = NONE
+    state.slots["model"] = NONE
+
+
+def _fill_nodes(state: State, spec: PoolSpec) -> None:
+    state.nodes["host_kv_bytes"] = spec.host_kv_bytes
+    state.nodes["host_weight_bytes"] = spec.host_weight_bytes
+    resident = np.cumsum(state.models["weight_bytes"]) <= spec.host_weight_bytes
+    state.hosted["is_cached"] = resident
+    state.nodes["host_weight_used_bytes"] = state.models["weight_bytes"][resident].sum()

@@ -1,0 +1,460 @@
+"""`apply`: one event, one pure transition. Drivers only order events; nothing here reads a clock.
+
+Contract with a driver: after each event it applies the FINISHED events of that boundary, drains
+the outbox, retires ended requests with `release`, then asks `next_decision` until none is due.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+from runtime.compiled import inner, kernel
+from runtime.core import (
+    FOREVER_NS,
+    NONE,
+    Command,
+    EventKind,
+    KvPlace,
+    Phases,
+    RequestPhase,
+    Stage,
+)
+from runtime.pool import lists
+from runtime.pool.candidates import can_route, has_turn_work
+from runtime.pool.memory import (
+    bytes_for,
+    capacity_bytes,
+    context_tokens,
+    drop_host_kv,
+    growth_bytes,
+    kv_bytes,
+    release_kv,
+)
+from runtime.pool.state import State, Table
+from runtime.pool.turns import (
+    begin_turn,
+    close_request,
+    end_request,
+    end_turn,
+    fail_open,
+    has_open_work,
+    move_out,
+    open_request,
+    reopen,
+    settle,
+    try_join,
+)
+from runtime.pool.weights import (
+    clear_slot,
+    emit,
+    finish_load,
+    prefetch_slot,
+    slot_of,
+    start_load,
+    weights_in_place,
+)
+from runtime.slo import account_run, count_gaps, curve_ns
+
+RATE_TAU_S = 60.0
+
+
+class Outcome(IntEnum):
+    OK = 0
+    TABLE_FULL = 1  # nothing changed: grow the request table and apply the event again
+    REFUSED = 2  # nothing changed: the answer was not possible
+
+
+@kernel
+def apply(state: State, event: Table) -> int:
+    """Apply one EVENT record; returns an Outcome. `pool.now_ns` never goes back."""
+    kind, g = event.kind, event.instance
+    pool = state.pool[0]
+    pool.now_ns = max(pool.now_ns, event.time_ns)
+    if kind == EventKind.STEPS:
+        return _steps(state, g, event.n, event.x, event.y)
+    if kind == EventKind.FINISHED:
+        return _finished(state, event.request)
+    if kind == EventKind.TURN_ENDED:
+        end_turn(state, g)
+        return Outcome.OK
+    if kind == EventKind.TURN:
+        return _turn(state, event)
+    if kind == EventKind.SWITCHED:
+        return _switched(state, g)
+    if kind == EventKind.KV_IN_DONE:
+        return _kv_in_done(state, g, event.n)
+    if kind == EventKind.PREFILLED:
+        return _prefilled(state, g, event.n, event.x)
+    if kind == EventKind.KV_OUT_DONE:
+        return _kv_out_done(state, g, event.n)
+    if kind == EventKind.WEIGHTS_READY:
+        return _weights_ready(state, g)
+    if kind == EventKind.PREFETCH:
+        return _prefetch(state, g, event.model)
+    if kind == EventKind.ARRIVAL:
+        return _arrival(state, event)
+    if kind == EventKind.ROUTE:
+        return _route(state, event.request, g, event.tag)
+    if kind == EventKind.IDLE:
+        state.instances[g].stage = Stage.IDLE
+        state.instances[g].seen_wake = pool.wakes
+        return Outcome.OK
+    if kind == EventKind.EXPIRE:
+        return _expire(state, event.request)
+    if kind == EventKind.CANCEL:
+        return _cancel(state, event.request)
+    if kind == EventKind.INSTANCE_FAILED:
+        return _instance_failed(state, g)
+    return _instance_joined(state, g)
+
+
+@kernel
+def release(state: State, r: int) -> None:
+    """Recycle the slot of an ended request."""
+    req, pool = state.requests[r], state.pool[0]
+    req.phase = RequestPhase.FREE
+    req.next = pool.free_head
+    pool.free_head = r
+    pool.in_flight -= 1
+
+
+@inner
+def _arrival(state: State, event: Table) -> int:
+    pool, m = state.pool[0], event.model
+    if pool.free_head == NONE:
+        return Outcome.TABLE_FULL
+    r = pool.free_head
+    req, model = state.requests[r], state.models[m]
+    pool.free_head = req.next
+    pool.in_flight += 1
+    req.generation += 1
+    req.id, req.arrival_ns, req.model = event.id, event.time_ns, m
+    req.prompt_tokens, req.priority = event.n, event.tag
+    req.first_token_ns, req.last_token_ns = NONE, event.time_ns
+    req.tag, req.instance, req.route, req.node = NONE, NONE, NONE, NONE
+    req.emitted_tokens, req.on_time_tokens, req.stall_ns = 0, 0, 0
+    req.qos_ns, req.qos_start_ns, req.qos_covered_ns, req.qos_target_ns = 0, 0, 0, model.ttft_ns
+    req.kv, req.is_cancelled = KvPlace.NOWHERE, 0
+    gap_s = (event.time_ns - model.rate_at_ns) / 1e9
+    model.rate_rps = model.rate_rps * np.exp(-gap_s / RATE_TAU_S) + 1.0 / RATE_TAU_S
+    model.rate_at_ns = event.time_ns
+    pool.wakes += 1
+    pool.arrivals += 1
+    if pool.max_queue > 0 and pool.claimable >= pool.max_queue:
+        pool.shed += 1
+        end_request(state, r, RequestPhase.SHED)
+    elif bytes_for(state, m, event.n + 1 + pool.lookahead_tokens) > capacity_bytes(state, m):
+        end_request(state, r, RequestPhase.FAILED)
+    else:
+        reopen(state, r, RequestPhase.WAITING)
+        if pool.is_push == 0:
+            try_join(state, r)
+    return Outcome.OK
+
+
+@inner
+def _route(state: State, r: int, g: int, tag: int) -> int:
+    if state.requests[r].list != lists.routing_list(state) or not can_route(state, r, g):
+        return Outcome.REFUSED
+    lists.remove(state, r)
+    state.requests[r].route = g
+    state.requests[r].tag = tag
+    open_request(state, r)
+    try_join(state, r)
+    state.pool[0].wakes += 1
+    return Outcome.OK
+
+
+@inner
+def _turn(state: State, event: Table) -> int:
+    g, m = event.instance, event.model
+    stage = state.instances[g].stage
+    is_free = stage == Stage.FREE or stage == Stage.IDLE
+    if not is_free or not has_turn_work(state, g, m, event.phases, event.tag):
+        return Outcome.REFUSED
+    begin_turn(state, g, m, event.phases, event.quota_ns, event.tag, event.joins)
+    return Outcome.OK
+
+
+@inner
+def _switched(state: State, g: int) -> int:
+    inst = state.instances[g]
+    if inst.is_switching != 0:
+        inst.switches += 1
+        inst.switch_ns += state.pool[0].now_ns - inst.turn_start_ns
+        inst.compute_ns = 0
+    inst.asks_prefetch = 1
+    inst.seen_arrivals = NONE
+    settle(state, g)
+    return Outcome.OK
+
+
+@inner
+def _kv_in_done(state: State, g: int, n: int) -> int:
+    incoming = lists.instance_list(state, g, lists.INCOMING)
+    for _ in range(n):
+        r = lists.first(state, incoming)
+        req = state.requests[r]
+        lists.remove(state, r)
+        drop_host_kv(state, r)
+        req.kv = KvPlace.DEVICE
+        lists.append(state, lists.instance_list(state, g, lists.BATCH), r)
+        state.instances[g].batch_context_tokens += context_tokens(state, r)
+    _drop_cancelled(state, g)
+    settle(state, g)
+    return Outcome.OK
+
+
+@inner
+def _prefilled(state: State, g: int, n: int, seconds: float) -> int:
+    inst = state.instances[g]
+    duration = curve_ns(seconds, 0.0, 1)
+    begin = state.pool[0].now_ns - duration
+    inst.busy_ns += duration
+    inst.compute_ns += duration
+    queue = lists.instance_list(state, g, lists.PREFILL)
+    for _ in range(n):
+        r = lists.first(state, queue)
+        req, model = state.requests[r], state.models[inst.model]
+        if req.emitted_tokens > 0:
+            gap_s = (state.pool[0].now_ns - req.last_token_ns) / 1e9
+            count_gaps(state.gaps, gap_s, 0.0, 1, 1)
+        account_run(state.requests, r, model.ttft_ns, model.tbt_ns, begin, seconds, 0.0, 1)
+        req.kv = KvPlace.DEVICE
+        lists.remove(state, r)
+        if inst.turn_phases & Phases.DECODE:
+            lists.append(state, lists.instance_list(state, g, lists.BATCH), r)
+            inst.batch_context_tokens += context_tokens(state, r)
+        elif inst.role & Phases.DECODE:
+            reopen(state, r, RequestPhase.READY)
+        else:
+            req.route = NONE
+            move_out(state, g, r)
+    _drop_cancelled(state, g)
+    settle(state, g)
+    return Outcome.OK
+
+
+@inner
+def _steps(state: State, g: int, k: int, x: float, y: float) -> int:
+    inst, requests = state.instances[g], state.requests
+    model = state.models[inst.model]
+    duration = curve_ns(x, y, k)
+    begin = state.pool[0].now_ns - duration
+    inst.busy_ns += duration
+    inst.compute_ns += duration
+    inst.decoded_ns += duration
+    inst.kv_used_bytes += growth_bytes(state, g, k)
+    batch = lists.instance_list(state, g, lists.BATCH)
+    size = lists.count(state, batch)
+    r = lists.first(state, batch)
+    while r >= 0:
+        gap_s = (begin + curve_ns(x, y, 1) - requests[r].last_token_ns) / 1e9
+        count_gaps(state.gaps, gap_s, 0.0, 1, 1)
+        account_run(requests, r, model.ttft_ns, model.tbt_ns, begin, x, y, k)
+        r = requests[r].next
+    if k > 1:
+        count_gaps(state.gaps, x + y, y, k - 1, size)
+    inst.batch_context_tokens += k * size
+    _drop_cancelled(state, g)
+    settle(state, g)
+    return Outcome.OK
+
+
+@inner
+def _finished(state: State, r: int) -> int:
+    """The engine met the end of r at the boundary just reported."""
+    g = state.requests[r].instance
+    _take_from_instance(state, g, r)
+    end_request(state, r, RequestPhase.DONE)
+    if state.instances[g].stage > Stage.COMMANDED:
+        settle(state, g)
+    return Outcome.OK
+
+
+@inner
+def _take_from_instance(state: State, g: int, r: int) -> None:
+    """Remove r from g's batch or outgoing list, or from the open lists; its KV is released."""
+    lst = state.requests[r].list
+    if lst == lists.instance_list(state, g, lists.BATCH):
+        state.instances[g].batch_context_tokens -= context_tokens(state, r)
+        lists.remove(state, r)
+    elif lst == lists.instance_list(state, g, lists.OUTGOING):
+        lists.remove(state, r)
+    elif lst == lists.routing_list(state):
+        lists.remove(state, r)
+    else:
+        close_request(state, r)
+        _forget_wait(state, state.requests[r].model)
+    release_kv(state, r)
+
+
+@inner
+def _forget_wait(state: State, m: int) -> None:
+    if not has_open_work(state, m):
+        state.models[m].waiting_since_ns = FOREVER_NS
+
+
+@inner
+def _drop_cancelled(state: State, g: int) -> None:
+    """Let go of batch members whose cancellation came while the turn computed."""
+    r = lists.first(state, lists.instance_list(state, g, lists.BATCH))
+    while r >= 0:
+        following = state.requests[r].next
+        if state.requests[r].is_cancelled != 0:
+            _take_from_instance(state, g, r)
+            end_request(state, r, RequestPhase.CANCELLED)
+        r = following
+
+
+@inner
+def _kv_out_done(state: State, g: int, n: int) -> int:
+    inst = state.instances[g]
+    outgoing = lists.instance_list(state, g, lists.OUTGOING)
+    for _ in range(n):
+        r = lists.first(state, outgoing)
+        req = state.requests[r]
+        lists.remove(state, r)
+        inst.kv_used_bytes -= kv_bytes(state, r)
+        inst.outgoing_bytes -= kv_bytes(state, r)
+        req.kv = KvPlace.HOST
+        req.instance = NONE
+        if req.is_cancelled != 0:
+            release_kv(state, r)
+            end_request(state, r, RequestPhase.CANCELLED)
+            continue
+        reopen(state, r, RequestPhase.READY)
+        if req.list != lists.routing_list(state):
+            try_join(state, r)
+    if inst.kv_promised_bytes > 0 and lists.count(state, outgoing) == 0:
+        inst.kv_used_bytes += inst.kv_promised_bytes
+        inst.kv_promised_bytes = 0
+        if inst.stage == Stage.BLOCKED:
+            settle(state, g)
+            emit(state, Command.START, g)
+    state.pool[0].wakes += 1
+    return Outcome.OK
+
+
+@inner
+def _weights_ready(state: State, g: int) -> int:
+    finish_load(state, g)
+    inst = state.instances[g]
+    if inst.stage == Stage.COMMANDED and weights_in_place(state, g):
+        emit(state, Command.START, g)
+    state.pool[0].wakes += 1
+    return Outcome.OK
+
+
+@inner
+def _prefetch(state: State, g: int, m: int) -> int:
+    inst = state.instances[g]
+    if m == NONE:
+        inst.seen_arrivals = state.pool[0].arrivals
+        return Outcome.OK
+    s = prefetch_slot(state, g)
+    if s == NONE or m == inst.model:
+        return Outcome.REFUSED
+    inst.asks_prefetch = 0
+    held = slot_of(state, g, m)
+    if held == NONE:
+        start_load(state, g, s, m, 1)
+        if inst.stage == Stage.KV_IN:
+            inst.load_since_ns = NONE
+    elif state.slots[g, held].is_ahead == 0:
+        state.slots[g, held].is_ahead = 1
+        state.models[m].prefetched_on += 1
+    return Outcome.OK
+
+
+@inner
+def _expire(state: State, r: int) -> int:
+    req = state.requests[r]
+    if req.emitted_tokens > 0 or req.phase != RequestPhase.WAITING:
+        return Outcome.REFUSED
+    if req.list == lists.routing_list(state):
+        lists.remove(state, r)
+        end_request(state, r, RequestPhase.FAILED)
+        return Outcome.OK
+    fail_open(state, r)
+    _forget_wait(state, req.model)
+    return Outcome.OK
+
+
+@inner
+def _cancel(state: State, r: int) -> int:
+    """An unowned request ends at once; one that a turn or a move holds ends at its boundary."""
+    req = state.requests[r]
+    if req.phase != RequestPhase.RUNNING and req.kv != KvPlace.MOVING_OUT:
+        if req.list == NONE:
+            return Outcome.REFUSED
+        _take_from_instance(state, max(0, req.instance), r)
+        end_request(state, r, RequestPhase.CANCELLED)
+        return Outcome.OK
+    req.is_cancelled = 1
+    if req.phase == RequestPhase.RUNNING:
+        emit(state, Command.JOIN, req.instance)
+    return Outcome.OK
+
+
+@inner
+def _instance_failed(state: State, g: int) -> int:
+    """All KV on g is lost: its requests wait for a prefill of prompt and emitted tokens."""
+    inst = state.instances[g]
+    if inst.stage == Stage.DOWN:
+        return Outcome.REFUSED
+    if inst.stage >= Stage.COMMANDED:
+        state.models[inst.model].running_on -= 1
+    for r in range(state.requests.shape[0]):
+        req = state.requests[r]
+        if req.list < 0:
+            continue
+        is_held = req.instance == g and req.phase != RequestPhase.WAITING
+        if not is_held and req.route != g:
+            continue
+        if is_held and req.phase == RequestPhase.RUNNING or req.kv == KvPlace.MOVING_OUT:
+            lists.remove(state, r)
+        elif req.list == lists.routing_list(state):
+            lists.remove(state, r)
+        else:
+            close_request(state, r)
+        if is_held:
+            _lose_kv(state, r)
+        if req.route == g:
+            req.route = NONE
+        if req.is_cancelled != 0:
+            release_kv(state, r)
+            end_request(state, r, RequestPhase.CANCELLED)
+            continue
+        on_host = req.kv == KvPlace.HOST
+        reopen(state, r, RequestPhase.READY if on_host else RequestPhase.WAITING)
+    for s in range(state.slots.shape[1]):
+        clear_slot(state, g, s)
+    inst.epoch += 1
+    inst.stage, inst.model = Stage.DOWN, NONE
+    inst.active_slot, inst.loading_slot, inst.load_since_ns = NONE, NONE, NONE
+    inst.kv_used_bytes, inst.kv_promised_bytes, inst.outgoing_bytes = 0, 0, 0
+    inst.batch_context_tokens, inst.asks_prefetch = 0, 0
+    for m in range(state.models.shape[0]):
+        _forget_wait(state, m)
+    state.pool[0].wakes += 1
+    return Outcome.OK
+
+
+@inner
+def _lose_kv(state: State, r: int) -> None:
+    """The device copy is gone; a host copy survives only while it was the source."""
+    req = state.requests[r]
+    if req.kv == KvPlace.MOVING_OUT:
+        drop_host_kv(state, r)
+    req.kv = KvPlace.HOST if req.kv == KvPlace.MOVING_IN else KvPlace.NOWHERE
+    req.instance = NONE
+
+
+@inner
+def _instance_joined(state: State, g: int) -> int:
+    if state.instances[g].stage != Stage.DOWN:
+        return Outcome.REFUSED
+    state.instances[g].stage = Stage.FREE
+    state.pool[0].wakes += 1
+    return Outcome.OK

@@ -1,0 +1,312 @@
+"""The life of a turn: who takes part, what comes next, and what is left at its end.
+
+DECIDE -> COMMANDED -> (BLOCKED) -> KV_IN -> PREFILL -> DECODE -> ENDING -> FREE. The core fixes a
+turn's contents; the engine executes stage after stage and reports each boundary.
+"""
+
+from runtime.compiled import inner, kernel
+from runtime.core import (
+    FOREVER_NS,
+    NONE,
+    Command,
+    KvPlace,
+    Phases,
+    RequestPhase,
+    Stage,
+)
+from runtime.pool import lists
+from runtime.pool.memory import (
+    admission_bytes,
+    can_step,
+    capacity_bytes,
+    context_tokens,
+    kv_bytes,
+    prefill_bytes,
+    release_kv,
+)
+from runtime.pool.state import State
+from runtime.pool.weights import emit, pause_load, place_weights, resume_load
+
+
+@inner
+def is_claimable(state: State, g: int, r: int) -> bool:
+    """May a turn on g take the unowned request r (role and tag apart)?"""
+    req, pool = state.requests[r], state.pool[0]
+    if pool.is_push != 0 and req.route != g:
+        return False
+    if req.kv == KvPlace.DEVICE:
+        return req.instance == g
+    if req.kv == KvPlace.HOST:
+        return req.node == state.instances[g].node or pool.network_bytes_s > 0.0
+    return True
+
+
+@inner
+def matches(state: State, r: int, tag: int) -> bool:
+    return tag == NONE or state.requests[r].tag == tag
+
+
+@inner
+def open_request(state: State, r: int) -> None:
+    """Put an unowned request where turns find it."""
+    req = state.requests[r]
+    if req.phase == RequestPhase.READY:
+        lists.insert_by_arrival(state, lists.ready_list(state, req.model), r)
+    else:
+        lists.insert_by_arrival(state, lists.waiting_list(state, req.model), r)
+    state.pool[0].claimable += 1
+    if req.route >= 0:
+        state.instances[req.route].routed += 1
+    model = state.models[req.model]
+    model.waiting_since_ns = min(model.waiting_since_ns, state.pool[0].now_ns)
+
+
+@inner
+def close_request(state: State, r: int) -> None:
+    """Take an unowned request out of the lists where turns look."""
+    lists.remove(state, r)
+    state.pool[0].claimable -= 1
+    if state.requests[r].route >= 0:
+        state.instances[state.requests[r].route].routed -= 1
+
+
+@inner
+def has_open_work(state: State, m: int) -> bool:
+    return (
+        state.lists[lists.waiting_list(state, m)].count
+        + state.lists[lists.ready_list(state, m)].count
+        > 0
+    )
+
+
+@inner
+def end_request(state: State, r: int, phase: int) -> None:
+    """A request in no list and without KV is over; the driver takes its record."""
+    state.requests[r].phase = phase
+    emit(state, Command.RETIRE, r)
+
+
+@inner
+def move_out(state: State, g: int, r: int) -> None:
+    """Start to move KV of r (on g, in no list) to the host; without room there it is recomputed."""
+    req, node = state.requests[r], state.nodes[state.instances[g].node]
+    need = kv_bytes(state, r)
+    if node.host_kv_used_bytes + need > node.host_kv_bytes:
+        state.pool[0].recomputed += 1
+        state.pool[0].wakes += 1
+        release_kv(state, r)
+        req.instance = NONE
+        reopen(state, r, RequestPhase.WAITING)
+        return
+    node.host_kv_used_bytes += need
+    state.instances[g].outgoing_bytes += need
+    req.node = state.instances[g].node
+    req.kv = KvPlace.MOVING_OUT
+    req.phase = RequestPhase.READY
+    lists.append(state, lists.instance_list(state, g, lists.OUTGOING), r)
+    emit(state, Command.MOVE_OUT, g)
+
+
+@inner
+def reopen(state: State, r: int, phase: int) -> None:
+    """Offer r again: to turns, or to the router when a push pool has not placed it."""
+    req = state.requests[r]
+    req.phase = phase
+    if state.pool[0].is_push != 0 and req.route == NONE:
+        lists.append(state, lists.routing_list(state), r)
+    else:
+        open_request(state, r)
+
+
+@inner
+def claim(state: State, g: int, r: int) -> int:
+    """Give r to the turn on g; returns the device bytes it newly needs."""
+    req = state.requests[r]
+    close_request(state, r)
+    req.instance = g
+    if req.phase == RequestPhase.WAITING:
+        need = prefill_bytes(state, r)
+        lists.append(state, lists.instance_list(state, g, lists.PREFILL), r)
+    elif req.kv == KvPlace.DEVICE:
+        need = 0
+        lists.append(state, lists.instance_list(state, g, lists.BATCH), r)
+        state.instances[g].batch_context_tokens += context_tokens(state, r)
+    else:
+        need = kv_bytes(state, r)
+        req.kv = KvPlace.MOVING_IN
+        lists.append(state, lists.instance_list(state, g, lists.INCOMING), r)
+    req.phase = RequestPhase.RUNNING
+    return need
+
+
+@inner
+def evict_residents(state: State, g: int, m: int) -> None:
+    """KV of model m that idles on g starts to leave."""
+    r = lists.first(state, lists.ready_list(state, m))
+    while r >= 0:
+        following = state.requests[r].next
+        if state.requests[r].kv == KvPlace.DEVICE and state.requests[r].instance == g:
+            close_request(state, r)
+            move_out(state, g, r)
+        r = following
+
+
+@inner
+def take_requests(state: State, g: int, m: int, phases: int, tag: int) -> int:
+    """Claim, oldest first, all that fits: READY before WAITING. Returns bytes newly needed.
+
+    Residents that no longer fit leave for the host: the tail of a split batch (Aegaeon, 1.2).
+    A request that cannot fit alone fails.
+    """
+    room, promised = capacity_bytes(state, m), 0
+    is_full = False
+    if phases & Phases.DECODE:
+        r = lists.first(state, lists.ready_list(state, m))
+        while r >= 0:
+            following = state.requests[r].next
+            if is_claimable(state, g, r) and matches(state, r, tag):
+                need = admission_bytes(state, r)
+                if need > capacity_bytes(state, m):
+                    fail_open(state, r)
+                elif need <= room and not is_full:
+                    room -= need
+                    promised += claim(state, g, r)
+                else:
+                    is_full = True
+                    if state.requests[r].kv == KvPlace.DEVICE:
+                        close_request(state, r)
+                        move_out(state, g, r)
+            r = following
+    if phases & Phases.PREFILL:
+        r = lists.first(state, lists.waiting_list(state, m))
+        while r >= 0 and not is_full:
+            following = state.requests[r].next
+            if is_claimable(state, g, r) and matches(state, r, tag):
+                need = admission_bytes(state, r)
+                if need > capacity_bytes(state, m):
+                    fail_open(state, r)
+                elif need <= room:
+                    room -= need
+                    promised += claim(state, g, r)
+                else:
+                    is_full = True
+            r = following
+    return promised
+
+
+@inner
+def fail_open(state: State, r: int) -> None:
+    close_request(state, r)
+    release_kv(state, r)
+    end_request(state, r, RequestPhase.FAILED)
+
+
+@inner
+def begin_turn(
+    state: State, g: int, m: int, phases: int, quota_ns: int, tag: int, joins: int
+) -> None:
+    inst, model, now = state.instances[g], state.models[m], state.pool[0].now_ns
+    inst.is_switching = 1 if inst.model != m else 0
+    if inst.model != m and inst.model >= 0:
+        evict_residents(state, g, inst.model)
+    inst.model = m
+    inst.turn_phases = phases & inst.role
+    inst.quota_ns = quota_ns
+    inst.turn_tag = tag
+    inst.joins = joins
+    inst.turn_start_ns = now
+    inst.decoded_ns = 0
+    promised = take_requests(state, g, m, inst.turn_phases, tag)
+    if inst.kv_used_bytes + promised <= capacity_bytes(state, m):
+        inst.kv_used_bytes += promised
+    else:
+        inst.kv_promised_bytes = promised
+    model.running_on += 1
+    model.waiting_since_ns = now if has_open_work(state, m) else FOREVER_NS
+    inst.asks_prefetch = 0
+    place_weights(state, g, m)
+    inst.stage = Stage.COMMANDED
+    emit(state, Command.START, g)
+
+
+@inner
+def can_join(state: State, g: int, r: int) -> bool:
+    """May the open request r join the turn that runs on g?"""
+    inst, req = state.instances[g], state.requests[r]
+    if inst.stage < Stage.COMMANDED or inst.stage == Stage.ENDING or inst.joins == 0:
+        return False
+    phase = Phases.PREFILL if req.phase == RequestPhase.WAITING else Phases.DECODE
+    if inst.model != req.model or (inst.turn_phases & phase) == 0 or inst.kv_promised_bytes > 0:
+        return False
+    if not is_claimable(state, g, r) or not matches(state, r, inst.turn_tag):
+        return False
+    return bool(inst.kv_used_bytes + admission_bytes(state, r) <= capacity_bytes(state, req.model))
+
+
+@inner
+def try_join(state: State, r: int) -> None:
+    """Let r join the smallest running turn that takes it (ties: lowest instance)."""
+    best, best_size = NONE, 0
+    for g in range(state.instances.shape[0]):
+        if state.models[state.requests[r].model].running_on == 0:
+            break
+        if can_join(state, g, r):
+            size = lists.count(state, lists.instance_list(state, g, lists.BATCH))
+            if best == NONE or size < best_size:
+                best, best_size = g, size
+    if best >= 0:
+        state.instances[best].kv_used_bytes += claim(state, best, r)
+        model = state.models[state.requests[r].model]
+        if not has_open_work(state, state.requests[r].model):
+            model.waiting_since_ns = FOREVER_NS
+        emit(state, Command.JOIN, best)
+
+
+@kernel
+def next_stage(state: State, g: int) -> int:
+    """What the turn on g does next, at a token boundary."""
+    inst = state.instances[g]
+    if inst.kv_promised_bytes > 0:
+        return Stage.BLOCKED
+    if lists.count(state, lists.instance_list(state, g, lists.INCOMING)) > 0:
+        return Stage.KV_IN
+    if lists.count(state, lists.instance_list(state, g, lists.PREFILL)) > 0:
+        return Stage.PREFILL
+    has_batch = lists.count(state, lists.instance_list(state, g, lists.BATCH)) > 0
+    if has_batch and inst.decoded_ns < inst.quota_ns and can_step(state, g):
+        return Stage.DECODE
+    return Stage.ENDING
+
+
+@inner
+def settle(state: State, g: int) -> None:
+    """Enter the next stage; KV has the host link before a load under way."""
+    inst = state.instances[g]
+    inst.stage = next_stage(state, g)
+    if inst.loading_slot >= 0:
+        if inst.stage == Stage.KV_IN and inst.load_since_ns >= 0:
+            pause_load(state, g)
+        elif inst.stage != Stage.KV_IN and inst.load_since_ns < 0:
+            resume_load(state, g)
+
+
+@inner
+def end_turn(state: State, g: int) -> None:
+    """Reopen the batch; its KV stays on the device until another model needs the room."""
+    inst = state.instances[g]
+    batch = lists.instance_list(state, g, lists.BATCH)
+    r = lists.first(state, batch)
+    while r >= 0:
+        lists.remove(state, r)
+        if state.pool[0].kv_reload_every_turn != 0:
+            move_out(state, g, r)
+        else:
+            reopen(state, r, RequestPhase.READY)
+        r = lists.first(state, batch)
+    inst.batch_context_tokens = 0
+    model = state.models[inst.model]
+    model.running_on -= 1
+    model.served_ns = state.pool[0].now_ns
+    inst.stage = Stage.FREE
+    inst.asks_prefetch = 0
+    state.pool[0].wakes += 1

@@ -1,0 +1,151 @@
+"""Weight slots of an instance and the host cache behind them."""
+
+from runtime.compiled import inner
+from runtime.core import NONE, Command, SlotState
+from runtime.pool.costs import MIN_SWITCH_NS, load_left_ns, load_ns
+from runtime.pool.state import State
+
+
+@inner
+def emit(state: State, command: int, index: int) -> None:
+    """Queue a command for the driver; the outbox is drained after every event."""
+    n = state.pool[0].commands
+    state.outbox[n].kind = command
+    state.outbox[n].instance = index
+    state.pool[0].commands = n + 1
+
+
+@inner
+def slot_of(state: State, g: int, m: int) -> int:
+    """The slot of g that holds or loads model m, or NONE."""
+    for s in range(state.slots.shape[1]):
+        if state.slots[g, s].model == m:
+            return s
+    return NONE
+
+
+@inner
+def victim_slot(state: State, g: int) -> int:
+    """Where new weights go: an empty slot, the slot of a dropped load, else the least recently
+    used one that neither computes nor was prefetched, else the active one."""
+    inst = state.instances[g]
+    best = NONE
+    for s in range(state.slots.shape[1]):
+        slot = state.slots[g, s]
+        if slot.state == SlotState.EMPTY or s == inst.loading_slot:
+            return s
+        if s != inst.active_slot and slot.is_ahead == 0:
+            if best == NONE or slot.ready_ns < state.slots[g, best].ready_ns:
+                best = s
+    return inst.active_slot if best == NONE else best
+
+
+@inner
+def prefetch_slot(state: State, g: int) -> int:
+    """A slot a prefetch may overwrite: any but the active one; NONE when there is no other."""
+    inst = state.instances[g]
+    best = NONE
+    for s in range(state.slots.shape[1]):
+        if s == inst.active_slot:
+            continue
+        if best == NONE or state.slots[g, s].ready_ns < state.slots[g, best].ready_ns:
+            best = s
+    return best
+
+
+@inner
+def clear_slot(state: State, g: int, s: int) -> None:
+    slot = state.slots[g, s]
+    if slot.is_ahead != 0:
+        state.models[slot.model].prefetched_on -= 1
+    slot.is_ahead = 0
+    slot.model = NONE
+    slot.state = SlotState.EMPTY
+
+
+@inner
+def start_load(state: State, g: int, s: int, m: int, is_ahead: int) -> None:
+    """Begin to load m into slot s of g; a load under way on g is dropped with its progress."""
+    inst = state.instances[g]
+    if inst.loading_slot >= 0:
+        clear_slot(state, g, inst.loading_slot)
+    clear_slot(state, g, s)
+    slot = state.slots[g, s]
+    slot.model = m
+    slot.state = SlotState.LOADING
+    slot.is_ahead = is_ahead
+    state.models[m].prefetched_on += is_ahead
+    inst.loading_slot = s
+    inst.load_left_ns = load_ns(state, g, m)
+    inst.load_since_ns = state.pool[0].now_ns
+    emit(state, Command.LOAD, g)
+
+
+@inner
+def place_weights(state: State, g: int, m: int) -> None:
+    """Make m the active model of g: from a slot, from a load under way, or by a load now."""
+    inst = state.instances[g]
+    s = slot_of(state, g, m)
+    if s == NONE:
+        s = victim_slot(state, g)
+        start_load(state, g, s, m, 0)
+        if state.pool[0].credits_compute != 0:
+            inst.load_left_ns = max(MIN_SWITCH_NS, inst.load_left_ns - inst.compute_ns)
+    elif state.slots[g, s].is_ahead != 0:
+        state.slots[g, s].is_ahead = 0
+        state.models[m].prefetched_on -= 1
+        inst.prefetched_switches += 1
+    inst.active_slot = s
+
+
+@inner
+def weights_in_place(state: State, g: int) -> bool:
+    inst = state.instances[g]
+    return bool(state.slots[g, inst.active_slot].state == SlotState.READY)
+
+
+@inner
+def pause_load(state: State, g: int) -> None:
+    """KV takes the host link; the load under way waits."""
+    inst = state.instances[g]
+    inst.load_left_ns = load_left_ns(state, g)
+    inst.load_since_ns = NONE
+
+
+@inner
+def resume_load(state: State, g: int) -> None:
+    state.instances[g].load_since_ns = state.pool[0].now_ns
+
+
+@inner
+def finish_load(state: State, g: int) -> None:
+    inst = state.instances[g]
+    slot = state.slots[g, inst.loading_slot]
+    slot.state = SlotState.READY
+    slot.ready_ns = state.pool[0].now_ns
+    inst.loading_slot = NONE
+    cache_on_host(state, inst.node, slot.model)
+
+
+@inner
+def cache_on_host(state: State, d: int, m: int) -> None:
+    """Note a use of m in node d's host cache; a miss evicts the least recently used models."""
+    node, now = state.nodes[d], state.pool[0].now_ns
+    state.hosted[d, m].used_ns = now
+    if state.hosted[d, m].is_cached != 0:
+        return
+    need = state.models[m].weight_bytes
+    while node.host_weight_used_bytes + need > node.host_weight_bytes:
+        oldest = NONE
+        for other in range(state.models.shape[0]):
+            if state.hosted[d, other].is_cached != 0:
+                if oldest == NONE or (
+                    state.hosted[d, other].used_ns < state.hosted[d, oldest].used_ns
+                ):
+                    oldest = other
+        if oldest == NONE:
+            return
+        state.hosted[d, oldest].is_cached = 0
+        node.host_weight_used_bytes -= state.models[oldest].weight_bytes
+    state.hosted[d, m].is_cached = 1
+    node.host_weight_used_bytes += need

@@ -1,0 +1,68 @@
+"""The two doors: `Policy` (what to run next) and `Engine` (run it).
+
+A policy reaches the runtime as an argument of this type, never by import. Its decisions are
+answers to questions the core poses (`runtime.pool.candidates.pose`), written into an EVENT record.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+from runtime.core import PoolSpec
+from runtime.pool.state import State, Table
+
+
+class Policy(Protocol):
+    """A scheduler. Stateless itself: what it remembers of one pool lives in `memory` tables."""
+
+    @property
+    def name(self) -> str: ...
+
+    def configure(self, pool: PoolSpec) -> PoolSpec:
+        """The pool as this policy runs it (roles, dispatch, prefetch); hardware stays."""
+
+    def memory(self, state: State) -> Any:
+        """Fresh tables for one pool, or any placeholder when it remembers nothing."""
+
+    def decide(self, state: State, kind: int, index: int, event: Table, memory: Any) -> None:
+        """Answer one decision: overwrite `event`, an EVENT record that `pose` prepared.
+
+        `kind` is a DecisionKind; `index` is the instance, or the request slot of a ROUTE. A
+        policy must not read anything that a live pool would not know (output lengths).
+        """
+
+    def drive(self, sim: Any, memory: Any) -> int:
+        """Advance an emulated pool, answering every decision, until another Signal comes."""
+
+
+class Turn(NamedTuple):
+    """What the core ordered: request slots by stage, in order. Times are ns."""
+
+    instance: int
+    model: int
+    quota_ns: int
+    phases: int
+    incoming: tuple[int, ...]
+    prefill: tuple[int, ...]
+    batch: tuple[int, ...]
+
+
+class Engine(Protocol):
+    """Executes turns on one instance and reports every boundary as an EVENT record.
+
+    The core fixes a turn's contents and counts memory; the engine owns block ids and time.
+    """
+
+    def start(self, turn: Turn) -> None:
+        """Begin a turn; weights may still be loading."""
+
+    def join(self, requests: tuple[int, ...]) -> None:
+        """Requests joined the turn: return to the scheduler at the next token boundary."""
+
+    def load(self, model: int) -> None:
+        """Load weights into the slot the core chose; a load under way is dropped."""
+
+    def move_out(self, requests: tuple[int, ...]) -> None:
+        """Copy the KV of these requests to host memory, in order."""
+
+    def poll(self) -> Iterable[Table]:
+        """Events since the last call, in order of time."""
