@@ -1,0 +1,1 @@
+"""Train, tune, compare and deploy token-level schedulers."""

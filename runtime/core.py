@@ -161,7 +161,9 @@ class PoolSpec:
     d2h_bytes_s: float = 50e9
     kv_out_free: bool = False
     kv_reload_every_turn: bool = False
-    kv_move_token_bytes: int = 0  # 0: KV moves in whole blocks; else bytes a token (SOSP'25: 500 kB)
+    kv_move_token_bytes: int = (
+        0  # 0: KV moves in whole blocks; else bytes a token (SOSP'25: 500 kB)
+    )
     block_tokens: int = 16
     lookahead_tokens: int = 64
     prefill_budget_tokens: int = 0  # 0: one request at a time

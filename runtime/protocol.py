@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 from runtime.core import PoolSpec
-from runtime.pool.state import State, Table
+from runtime.pool.state import Record, State, Table
 
 
 class Policy(Protocol):
@@ -23,7 +23,7 @@ class Policy(Protocol):
     def memory(self, state: State) -> Any:
         """Fresh tables for one pool, or any placeholder when it remembers nothing."""
 
-    def decide(self, state: State, kind: int, index: int, event: Table, memory: Any) -> None:
+    def decide(self, state: State, kind: int, index: int, event: Record, memory: Any) -> None:
         """Answer one decision: overwrite `event`, an EVENT record that `pose` prepared.
 
         `kind` is a DecisionKind; `index` is the instance, or the request slot of a ROUTE. A

@@ -21,7 +21,7 @@ GAP_RATIO = 1.025
 @kernel
 def curve_ns(x_s: float, y_s: float, j: int) -> int:
     """End of step j, ns after the first step began: x*j + y*j*(j-1)/2, rounded once."""
-    return int(round((x_s * j + y_s * (0.5 * j * (j - 1))) * 1e9))
+    return int(round((x_s * j + y_s * (0.5 * j * (j - 1))) * 1e9))  # noqa: RUF046 (a float)
 
 
 @inner
@@ -164,5 +164,3 @@ def gap_quantile_s(gaps: npt.NDArray[np.int64], q: float) -> float:
         return float("nan")
     cell = int(np.searchsorted(np.cumsum(gaps), q * total))
     return float(GAP_FLOOR_S * GAP_RATIO ** max(0.0, cell - 0.5))
-
-

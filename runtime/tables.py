@@ -14,15 +14,16 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import typeof, types
 from numba.core import cgutils
+from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import (
     NativeValue,
+    intrinsic,
     lower_getattr_generic,
     models,
     register_model,
     typeof_impl,
     unbox,
 )
-from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.np import arrayobj
 
 HEADER_WORDS = 3  # data address, shape[0], shape[1]
@@ -137,3 +138,19 @@ def _lower_attribute(context: Any, builder: Any, typ: TablesType, value: Any, at
     array = arrayobj.make_array(result)(context, builder)
     arrayobj.populate_array(array, data, shape, strides, itemsize, meminfo=None)
     return array._getvalue()
+
+
+def at(cls: type[Tables]) -> Any:
+    """A kernel function that takes the address of a `cls` for the object itself.
+
+    A batch of pools is an array of addresses; whoever made it keeps the objects alive.
+    """
+
+    @intrinsic
+    def view(context: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return args[0]
+
+        return TablesType(cls)(types.int64), codegen
+
+    return view

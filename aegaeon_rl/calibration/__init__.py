@@ -1,0 +1,1 @@
+"""Latency profiles: derived from public tables, later measured."""

@@ -1,0 +1,1 @@
+"""Schedulers: each one file and one line in the registry."""

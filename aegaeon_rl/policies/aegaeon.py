@@ -36,7 +36,7 @@ from runtime.emulator.tables import Sim
 from runtime.pool.candidates import can_route, has_turn_work
 from runtime.pool.costs import load_ns, step_s
 from runtime.pool.memory import bytes_for, capacity_bytes, context_tokens
-from runtime.pool.state import State, Table
+from runtime.pool.state import Record, State
 from runtime.tables import Field, Tables
 
 MAX_GROUP = 8
@@ -54,12 +54,12 @@ class AegaeonMemory(Tables):
 
 
 @inner
-def kv_bytes_of(state: State, group: Table) -> int:
+def kv_bytes_of(state: State, group: Record) -> int:
     return group.context_tokens * state.models[group.model].kv_token_bytes
 
 
 @inner
-def route_prefill(state: State, r: int, event: Table, memory: AegaeonMemory) -> None:
+def route_prefill(state: State, r: int, event: Record, memory: AegaeonMemory) -> None:
     """The first group of its model with room, on any instance; else a group on the least loaded."""
     groups, m = memory.groups, state.requests[r].model
     for i in range(groups.counters[0]):
@@ -87,7 +87,7 @@ def route_prefill(state: State, r: int, event: Table, memory: AegaeonMemory) -> 
 
 
 @inner
-def route_decode(state: State, r: int, event: Table, memory: AegaeonMemory) -> None:
+def route_decode(state: State, r: int, event: Record, memory: AegaeonMemory) -> None:
     """The first batch of its model that fits; else a batch on the instance with the fewest."""
     groups, m = memory.groups, state.requests[r].model
     need = bytes_for(state, m, context_tokens(state, r) + state.pool[0].lookahead_tokens)
@@ -110,7 +110,7 @@ def route_decode(state: State, r: int, event: Table, memory: AegaeonMemory) -> N
 
 
 @inner
-def prefill_turn(state: State, g: int, event: Table, memory: AegaeonMemory) -> None:
+def prefill_turn(state: State, g: int, event: Record, memory: AegaeonMemory) -> None:
     """The oldest group on g that has work."""
     groups = memory.groups
     for i in range(groups.counters[0]):
@@ -123,7 +123,7 @@ def prefill_turn(state: State, g: int, event: Table, memory: AegaeonMemory) -> N
 
 
 @inner
-def step_time_s(state: State, g: int, group: Table) -> float:
+def step_time_s(state: State, g: int, group: Record) -> float:
     cost = state.costs[state.instances[g].gpu_type, group.model]
     return step_s(cost, group.context_tokens, group.size)
 
@@ -169,7 +169,7 @@ def start_round(state: State, g: int, memory: AegaeonMemory) -> None:
 
 
 @inner
-def serve_round(state: State, g: int, event: Table, memory: AegaeonMemory) -> bool:
+def serve_round(state: State, g: int, event: Record, memory: AegaeonMemory) -> bool:
     """Run the first batch on g that has quota in this round and work."""
     groups = memory.groups
     for i in range(groups.counters[0]):
@@ -185,7 +185,7 @@ def serve_round(state: State, g: int, event: Table, memory: AegaeonMemory) -> bo
 
 
 @inner
-def prefetch(state: State, g: int, event: Table, groups: Groups) -> None:
+def prefetch(state: State, g: int, event: Record, groups: Groups) -> None:
     """The model that comes next on g: the next group, or the next batch of the round."""
     m, has_passed = state.instances[g].model, False
     for i in range(groups.counters[0]):
@@ -201,7 +201,7 @@ def prefetch(state: State, g: int, event: Table, groups: Groups) -> None:
 
 
 @kernel
-def decide(state: State, kind: int, index: int, event: Table, memory: AegaeonMemory) -> None:
+def decide(state: State, kind: int, index: int, event: Record, memory: AegaeonMemory) -> None:
     refresh(state, memory.groups)
     if kind == DecisionKind.ROUTE:
         if needs_prefill(state, index):
@@ -258,7 +258,7 @@ class Aegaeon:
     def memory(self, state: State) -> AegaeonMemory:
         return AegaeonMemory(groups=new_groups(), rules=state.pool["credits_compute"].copy())
 
-    def decide(self, state: State, kind: int, index: int, event: Table, memory: Any) -> None:
+    def decide(self, state: State, kind: int, index: int, event: Record, memory: Any) -> None:
         decide(state, kind, index, event, memory)
 
     def drive(self, sim: Any, memory: Any) -> int:

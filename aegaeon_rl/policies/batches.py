@@ -13,7 +13,7 @@ from runtime.compiled import inner
 from runtime.core import NONE, Phases, RequestPhase
 from runtime.pool import lists
 from runtime.pool.memory import context_tokens
-from runtime.pool.state import State, Table
+from runtime.pool.state import LISTS_PER_INSTANCE, Record, State, Table
 from runtime.tables import Field, Tables
 
 GROUP = np.dtype(
@@ -57,7 +57,7 @@ def refresh(state: State, memory: Groups) -> None:
         else:
             _count(state, group, lists.ready_list(state, m))
             _count(state, group, lists.waiting_list(state, m))  # recomputed after a loss
-            for which in range(lists.LISTS_PER_INSTANCE):
+            for which in range(LISTS_PER_INSTANCE):
                 _count(state, group, lists.instance_list(state, g, which))
         if group.size > 0:
             memory.groups[kept] = memory.groups[i]
@@ -66,7 +66,7 @@ def refresh(state: State, memory: Groups) -> None:
 
 
 @inner
-def _count(state: State, group: Table, lst: int) -> None:
+def _count(state: State, group: Record, lst: int) -> None:
     r = lists.first(state, lst)
     while r >= 0:
         if state.requests[r].tag == group.tag:

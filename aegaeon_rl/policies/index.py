@@ -16,7 +16,7 @@ from runtime.emulator.loop import Signal, advance, answer
 from runtime.emulator.tables import Sim
 from runtime.pool.candidates import ROWS, fill_rows
 from runtime.pool.features import ROW_FEATURES, F, row_features
-from runtime.pool.state import State, Table
+from runtime.pool.state import Record, State
 from runtime.tables import Field, Tables
 
 NAMES = tuple(feature.name for feature in ROW_FEATURES)
@@ -54,7 +54,7 @@ def best_row(state: State, kind: int, g: int, memory: IndexMemory) -> int:
 
 
 @kernel
-def decide(state: State, kind: int, index: int, event: Table, memory: IndexMemory) -> None:
+def decide(state: State, kind: int, index: int, event: Record, memory: IndexMemory) -> None:
     if kind == DecisionKind.ROUTE:
         return
     m = best_row(state, kind, index, memory)
@@ -108,7 +108,7 @@ class Index:
             features=np.zeros(F, np.float32),
         )
 
-    def decide(self, state: State, kind: int, index: int, event: Table, memory: Any) -> None:
+    def decide(self, state: State, kind: int, index: int, event: Record, memory: Any) -> None:
         decide(state, kind, index, event, memory)
 
     def drive(self, sim: Any, memory: Any) -> int:

@@ -17,7 +17,7 @@ from runtime.core import DecisionKind, Dispatch, EventKind, Phases, PoolSpec, Pr
 from runtime.emulator.loop import Signal, advance, answer
 from runtime.emulator.tables import Sim
 from runtime.pool.candidates import can_route, has_turn_work
-from runtime.pool.state import State, Table
+from runtime.pool.state import Record, State
 from runtime.tables import Field, Tables
 
 QS = 4
@@ -33,7 +33,7 @@ class ServerlessMemory(Tables):
 
 
 @inner
-def route(state: State, r: int, event: Table, memory: ServerlessMemory) -> None:
+def route(state: State, r: int, event: Record, memory: ServerlessMemory) -> None:
     """A batch of its model with room; else the free worker idle for longest, else the emptiest."""
     groups, m = memory.groups, state.requests[r].model
     for i in range(groups.counters[0]):
@@ -54,7 +54,7 @@ def route(state: State, r: int, event: Table, memory: ServerlessMemory) -> None:
 
 
 @kernel
-def decide(state: State, kind: int, index: int, event: Table, memory: ServerlessMemory) -> None:
+def decide(state: State, kind: int, index: int, event: Record, memory: ServerlessMemory) -> None:
     refresh(state, memory.groups)
     if kind == DecisionKind.ROUTE:
         route(state, index, event, memory)
@@ -93,11 +93,9 @@ class ServerlessLlm:
         )
 
     def memory(self, state: State) -> ServerlessMemory:
-        return ServerlessMemory(
-            groups=new_groups(), used=np.zeros(len(state.instances), np.int64)
-        )
+        return ServerlessMemory(groups=new_groups(), used=np.zeros(len(state.instances), np.int64))
 
-    def decide(self, state: State, kind: int, index: int, event: Table, memory: Any) -> None:
+    def decide(self, state: State, kind: int, index: int, event: Record, memory: Any) -> None:
         decide(state, kind, index, event, memory)
 
     def drive(self, sim: Any, memory: Any) -> int:

@@ -22,7 +22,6 @@ from runtime.pool.candidates import first_route, next_decision, pose
 from runtime.pool.transitions import Outcome, apply, release
 from runtime.slo import qos_of
 
-
 BOUNDARY_ROWS = 4  # journal rows of one boundary and one answer, FINISHED apart
 
 
@@ -240,6 +239,29 @@ def keep(sim: Sim, r: int) -> None:
     result.stall_ns, result.phase = req.stall_ns, req.phase
     result.emitted_tokens, result.on_time_tokens = req.emitted_tokens, req.on_time_tokens
     result.qos = qos_of(sim.state.requests, r, req.phase == RequestPhase.DONE)
+    sim.control[0].missed_tokens += result.due_tokens - result.on_time_tokens
+
+
+@kernel
+def missed_deadlines(sim: Sim) -> int:
+    """Token deadlines missed up to now, over ended and live requests.
+
+    At the end of a run this is exactly tokens due minus tokens on time. A request that ended
+    without all its tokens has them counted at its end.
+    """
+    state, total = sim.state, sim.control[0].missed_tokens
+    now = state.pool[0].now_ns
+    for r in range(state.requests.shape[0]):
+        req = state.requests[r]
+        if req.phase == RequestPhase.FREE:
+            continue
+        total += req.emitted_tokens - req.on_time_tokens
+        model = state.models[req.model]
+        overdue_ns = now - req.arrival_ns - model.ttft_ns
+        if overdue_ns > 0:
+            due = min(sim.arrivals.output_tokens[req.id], (overdue_ns - 1) // model.tbt_ns + 1)
+            total += max(0, due - req.emitted_tokens)
+    return total
 
 
 @kernel
@@ -272,4 +294,3 @@ def answer(sim: Sim) -> int:
             event.kind = EventKind.IDLE
             commit(sim)
     return outcome
-

@@ -36,7 +36,9 @@ class Profile:
         for model in models:
             if model.checkpoint not in self.checkpoints:
                 choices = nearest(model.checkpoint, self.checkpoints)
-                raise UserError(f"profile {self.name}: no checkpoint {model.checkpoint!r}; {choices}")
+                raise UserError(
+                    f"profile {self.name}: no checkpoint {model.checkpoint!r}; {choices}"
+                )
             rows.append(self.checkpoints.index(model.checkpoint))
         return self.costs[rows][np.newaxis, :].copy()
 

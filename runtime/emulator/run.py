@@ -15,7 +15,7 @@ from runtime.protocol import Policy
 from traces import Trace
 
 
-class PolicyStuck(RuntimeError):
+class PolicyStuckError(RuntimeError):
     """Requests wait, instances are free, and the policy never serves them."""
 
 
@@ -59,7 +59,7 @@ def build_sim(
 
 
 def drive(sim: Sim, policy: Policy) -> None:
-    """Run to the end, growing tables as they fill. Raises PolicyStuck."""
+    """Run to the end, growing tables as they fill. Raises PolicyStuckError."""
     memory = policy.memory(sim.state)
     while True:
         signal = policy.drive(sim, memory)
@@ -72,7 +72,9 @@ def drive(sim: Sim, policy: Policy) -> None:
             grow_journal(sim)
         else:
             waiting = int(sim.state.pool["in_flight"][0])
-            raise PolicyStuck(f"policy {policy.name}: {waiting} requests wait and nothing happens")
+            raise PolicyStuckError(
+                f"policy {policy.name}: {waiting} requests wait and nothing happens"
+            )
 
 
 def run(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.core import FOREVER_NS, NONE, NS
-from runtime.pool.state import EVENT, State, Table, grow_requests
+from runtime.pool.state import EVENT, Record, State, Table, grow_requests
 from runtime.tables import Field, Tables
 from traces import Trace
 
@@ -53,6 +53,7 @@ CONTROL = np.dtype(
         ("decisions", "i8"),
         ("events", "i8"),
         ("refused", "i8"),
+        ("missed_tokens", "i8"),  # of ended requests
         ("decision_kind", "i8"),
         ("decision_index", "i8"),
         ("is_journaling", "i8"),
@@ -98,7 +99,7 @@ class Sim(Tables):
     slot: npt.NDArray[np.int64]
     results: Table
     journal: Table
-    event: Table
+    event: Record
     control: Table
     touched: npt.NDArray[np.int64]
 
@@ -110,7 +111,9 @@ def arrivals_of(trace: Trace) -> Arrivals:
         model=np.ascontiguousarray(trace.model, np.int32),
         prompt_tokens=np.ascontiguousarray(trace.prompt_tokens, np.int32),
         output_tokens=np.ascontiguousarray(trace.output_tokens, np.int32),
-        priority=np.zeros(trace.requests, np.int8) if priority is None else priority.astype(np.int8),
+        priority=np.zeros(trace.requests, np.int8)
+        if priority is None
+        else priority.astype(np.int8),
     )
 
 

@@ -20,7 +20,7 @@ from runtime.core import (
     Stage,
 )
 from runtime.pool import lists
-from runtime.pool.state import State, Table
+from runtime.pool.state import Record, State
 from runtime.pool.turns import is_claimable, matches
 from runtime.pool.weights import prefetch_slot, slot_of
 
@@ -58,8 +58,7 @@ def has_turn_work(state: State, g: int, m: int, phases: int, tag: int) -> bool:
 def is_starving(state: State, m: int) -> bool:
     pool = state.pool[0]
     return bool(
-        pool.max_wait_ns > 0
-        and pool.now_ns - state.models[m].waiting_since_ns > pool.max_wait_ns
+        pool.max_wait_ns > 0 and pool.now_ns - state.models[m].waiting_since_ns > pool.max_wait_ns
     )
 
 
@@ -229,7 +228,7 @@ def next_decision(state: State) -> tuple[int, int]:
 
 
 @kernel
-def pose(state: State, kind: int, index: int, event: Table) -> None:
+def pose(state: State, kind: int, index: int, event: Record) -> None:
     """Prepare `event` as the plainest answer to a decision: idle, no prefetch, first route.
 
     A policy overwrites what it decides; for a turn: kind TURN, model, quota_ns.

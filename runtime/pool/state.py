@@ -4,7 +4,7 @@ Letters: N request slots, M models, G instances, S weight slots, D nodes, T GPU 
 Each dtype field states its unit in its name.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,8 @@ from runtime.core import (
 from runtime.errors import UserError
 from runtime.tables import Field, Tables
 
-Table = npt.NDArray[np.void]
+Table = npt.NDArray[Any]
+Record = Any  # one row of a Table; kernels read and write its fields as attributes
 
 REQUEST = np.dtype(
     [

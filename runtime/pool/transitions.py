@@ -30,7 +30,7 @@ from runtime.pool.memory import (
     kv_bytes,
     release_kv,
 )
-from runtime.pool.state import State, Table
+from runtime.pool.state import Record, State
 from runtime.pool.turns import (
     begin_turn,
     close_request,
@@ -65,7 +65,7 @@ class Outcome(IntEnum):
 
 
 @kernel
-def apply(state: State, event: Table) -> int:
+def apply(state: State, event: Record) -> int:
     """Apply one EVENT record; returns an Outcome. `pool.now_ns` never goes back."""
     kind, g = event.kind, event.instance
     pool = state.pool[0]
@@ -119,7 +119,7 @@ def release(state: State, r: int) -> None:
 
 
 @inner
-def _arrival(state: State, event: Table) -> int:
+def _arrival(state: State, event: Record) -> int:
     pool, m = state.pool[0], event.model
     if pool.free_head == NONE:
         return Outcome.TABLE_FULL
@@ -166,7 +166,7 @@ def _route(state: State, r: int, g: int, tag: int) -> int:
 
 
 @inner
-def _turn(state: State, event: Table) -> int:
+def _turn(state: State, event: Record) -> int:
     g, m = event.instance, event.model
     stage = state.instances[g].stage
     is_free = stage == Stage.FREE or stage == Stage.IDLE
@@ -279,9 +279,7 @@ def _take_from_instance(state: State, g: int, r: int) -> None:
     if lst == lists.instance_list(state, g, lists.BATCH):
         state.instances[g].batch_context_tokens -= context_tokens(state, r)
         lists.remove(state, r)
-    elif lst == lists.instance_list(state, g, lists.OUTGOING):
-        lists.remove(state, r)
-    elif lst == lists.routing_list(state):
+    elif lst == lists.instance_list(state, g, lists.OUTGOING) or lst == lists.routing_list(state):
         lists.remove(state, r)
     else:
         close_request(state, r)
@@ -412,9 +410,9 @@ def _instance_failed(state: State, g: int) -> int:
         is_held = req.instance == g and req.phase != RequestPhase.WAITING
         if not is_held and req.route != g:
             continue
-        if is_held and req.phase == RequestPhase.RUNNING or req.kv == KvPlace.MOVING_OUT:
-            lists.remove(state, r)
-        elif req.list == lists.routing_list(state):
+        in_turn = is_held and req.phase == RequestPhase.RUNNING
+        is_moving = req.kv == KvPlace.MOVING_OUT
+        if in_turn or is_moving or req.list == lists.routing_list(state):
             lists.remove(state, r)
         else:
             close_request(state, r)

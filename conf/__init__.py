@@ -1,0 +1,1 @@
+"""Hydra YAML, read as pkg://conf. No code."""

@@ -1,0 +1,178 @@
+"""One environment step in compiled code: act, run to the next decision, observe, reward.
+
+Letters: P pools, K rows, F row features, I instance features, C pool features, Q quota levels.
+Action a < K * Q: row a // Q with quota level a % Q (a PREFETCH uses level 0 only); a = K * Q:
+idle, or no prefetch. ROUTE decisions of push pools are answered by the first able instance.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.compiled import inner, kernel
+from runtime.core import FOREVER_NS, NONE, DecisionKind, EventKind
+from runtime.emulator.loop import Signal, advance, answer, missed_deadlines
+from runtime.emulator.tables import Sim
+from runtime.pool.candidates import fill_rows
+from runtime.pool.features import C, F, I, instance_features, pool_features, row_features
+from runtime.pool.state import Table
+from runtime.tables import Field, Tables, at
+
+sim_at = at(Sim)
+
+CLOCK = np.dtype(
+    [("now_ns", "i8"), ("missed", "i8"), ("dt_s", "f8"), ("is_over", "i8"), ("signal", "i8")],
+    align=True,
+)
+
+
+class Buffers(Tables):
+    """What P pools show after a step: rows [P, K*F], instance [P, I], globals [P, C], mask
+    [P, K*Q+1], the models behind the rows [P, K], missed deadlines [P], clocks [P]."""
+
+    layout: ClassVar = {
+        "rows": Field(np.float32, 2),
+        "instance": Field(np.float32, 2),
+        "globals": Field(np.float32, 2),
+        "mask": Field(np.bool_, 2),
+        "models": Field(np.int64, 2),
+        "missed": Field(np.float64),
+        "clocks": Field(CLOCK),
+        "quotas_ns": Field(np.int64),
+        "addresses": Field(np.int64),
+        "features": Field(np.float32),
+    }
+    rows: npt.NDArray[np.float32]
+    instance: npt.NDArray[np.float32]
+    globals: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.bool_]
+    models: npt.NDArray[np.int64]
+    missed: npt.NDArray[np.float64]
+    clocks: Table
+    quotas_ns: npt.NDArray[np.int64]
+    addresses: npt.NDArray[np.int64]
+    features: npt.NDArray[np.float32]
+
+
+def new_buffers(pools: int, rows: int, quotas_s: tuple[float, ...]) -> Buffers:
+    return Buffers(
+        rows=np.zeros((pools, rows * F), np.float32),
+        instance=np.zeros((pools, I), np.float32),
+        globals=np.zeros((pools, C), np.float32),
+        mask=np.zeros((pools, rows * len(quotas_s) + 1), np.bool_),
+        models=np.zeros((pools, rows), np.int64),
+        missed=np.zeros(pools),
+        clocks=np.zeros(pools, CLOCK),
+        quotas_ns=np.array([round(q * 1e9) for q in quotas_s], np.int64),
+        addresses=np.zeros(pools, np.int64),
+        features=np.zeros(max(F, I, C), np.float32),
+    )
+
+
+@inner
+def run_to_decision(sim: Sim) -> int:
+    """Advance to a TURN or PREFETCH; routes are answered as posed."""
+    signal = advance(sim)
+    while signal == Signal.DECISION and sim.control[0].decision_kind == DecisionKind.ROUTE:
+        answer(sim)
+        signal = advance(sim)
+    return signal
+
+
+@inner
+def observe(buffers: Buffers, p: int, sim: Sim) -> None:
+    """Write pool p's rows, features and mask for the decision that is due."""
+    control, state = sim.control[0], sim.state
+    kind, g = control.decision_kind, control.decision_index
+    models, mask, out = buffers.models[p], buffers.mask[p], buffers.rows[p]
+    levels = buffers.quotas_ns.shape[0]
+    count, overflow = fill_rows(state, kind, g, models)
+    mask[:] = False
+    out[:] = 0.0
+    for i in range(count):
+        row_features(state, g, models[i], buffers.features)
+        for f in range(F):
+            out[i * F + f] = buffers.features[f]
+        for q in range(1 if kind == DecisionKind.PREFETCH else levels):
+            mask[i * levels + q] = True
+    for i in range(count, models.shape[0]):
+        models[i] = NONE
+    mask[models.shape[0] * levels] = True
+    instance_features(state, kind, g, buffers.instance[p])
+    pool_features(state, overflow, buffers.globals[p])
+
+
+@inner
+def act(buffers: Buffers, p: int, sim: Sim, action: int) -> None:
+    """Turn an action into the answer of the decision that is due."""
+    event, levels = sim.event[0], buffers.quotas_ns.shape[0]
+    row = action // levels
+    if row < buffers.models.shape[1] and buffers.mask[p, action]:
+        event.model = buffers.models[p, row]
+        if sim.control[0].decision_kind == DecisionKind.TURN:
+            event.kind = EventKind.TURN
+            event.quota_ns = buffers.quotas_ns[action % levels]
+    answer(sim)
+
+
+@inner
+def run_on(buffers: Buffers, p: int, sim: Sim) -> None:
+    """Run to the next decision and settle the clock; a full request table leaves it open."""
+    clock = buffers.clocks[p]
+    clock.signal = run_to_decision(sim)
+    if clock.signal == Signal.SLOTS_FULL:
+        return
+    clock.is_over = 0 if clock.signal == Signal.DECISION else 1
+    now, missed = sim.state.pool[0].now_ns, missed_deadlines(sim)
+    clock.dt_s = (now - clock.now_ns) / 1e9
+    buffers.missed[p] = missed - clock.missed
+    clock.now_ns, clock.missed = now, missed
+    if clock.is_over == 0:
+        observe(buffers, p, sim)
+    else:
+        buffers.mask[p, :] = False
+        buffers.mask[p, buffers.mask.shape[1] - 1] = True
+
+
+@kernel
+def serve_oldest(sim: Sim, rows: npt.NDArray[np.int64]) -> int:
+    """Drive a pool by the oldest open request, turns of 1 s, no prefetch: a plain warm-up."""
+    while True:
+        signal = run_to_decision(sim)
+        if signal != Signal.DECISION:
+            return signal
+        control, state, event = sim.control[0], sim.state, sim.event[0]
+        if control.decision_kind == DecisionKind.TURN:
+            count, _ = fill_rows(state, DecisionKind.TURN, control.decision_index, rows)
+            event.kind, event.quota_ns, event.model = EventKind.TURN, 1_000_000_000, rows[0]
+            oldest = FOREVER_NS
+            for i in range(count):
+                waiting = state.models[rows[i]].waiting_since_ns
+                if waiting < oldest:
+                    oldest, event.model = waiting, rows[i]
+        answer(sim)
+
+
+@kernel
+def start(buffers: Buffers, p: int, sim: Sim) -> None:
+    """First observation of an episode; the clock and the misses count from here."""
+    clock = buffers.clocks[p]
+    clock.now_ns, clock.missed = sim.state.pool[0].now_ns, missed_deadlines(sim)
+    run_on(buffers, p, sim)
+
+
+@kernel
+def resume(buffers: Buffers, p: int) -> None:
+    """Go on after the request table of pool p was grown."""
+    run_on(buffers, p, sim_at(buffers.addresses[p]))
+
+
+@kernel
+def step_pools(buffers: Buffers, actions: npt.NDArray[np.int64]) -> None:
+    """Act in every pool that is not over, and run it to its next decision."""
+    for p in range(actions.shape[0]):
+        if buffers.clocks[p].is_over == 0:
+            sim = sim_at(buffers.addresses[p])
+            act(buffers, p, sim, actions[p])
+            run_on(buffers, p, sim)

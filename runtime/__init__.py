@@ -1,0 +1,1 @@
+"""A pool of GPUs that serves many models, emulated or live. Knows no RL."""

@@ -1,0 +1,171 @@
+"""`Trace`: a workload as struct-of-arrays. N requests, M models."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from traces.errors import TraceError, nearest
+
+
+class TraceKind(StrEnum):
+    """How far from production it is; a derived trace never ranks above its source."""
+
+    LOG = "log"
+    SEMI_SYNTHETIC = "semi-synthetic"
+    SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """N requests in order of arrival. `model` [N] indexes `models`, which are in order of first
+    appearance. Token counts are at least 1. Optional columns are None when the source has none."""
+
+    name: str
+    kind: TraceKind
+    models: tuple[str, ...]
+    model: npt.NDArray[np.int32]
+    arrival_s: npt.NDArray[np.float64]
+    prompt_tokens: npt.NDArray[np.int32]
+    output_tokens: npt.NDArray[np.int32]
+    session: npt.NDArray[np.object_] | None = None
+    client: npt.NDArray[np.object_] | None = None
+    priority: npt.NDArray[np.int8] | None = None
+    lineage: tuple[str, ...] = ()
+    licence: str = "not stated"
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def requests(self) -> int:
+        return len(self.arrival_s)
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from 0 to the last arrival."""
+        return float(self.arrival_s[-1]) if self.requests else 0.0
+
+    @property
+    def rate_rps(self) -> float:
+        return self.requests / self.span_s if self.span_s > 0 else 0.0
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the canonical columns: the same on every machine and in every file format."""
+        digest = hashlib.sha256("\n".join(self.models).encode())
+        for column in (self.arrival_s, self.model, self.prompt_tokens, self.output_tokens):
+            little = np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<"))
+            digest.update(little.tobytes())
+        return digest.hexdigest()
+
+    def rows(self, index: npt.NDArray[np.intp] | slice, *, keep_models: bool = False) -> "Trace":
+        """The requests at `index`; models are numbered again unless `keep_models`."""
+        model, models = self.model[index], self.models
+        if not keep_models:
+            model, models = renumbered(model, models)
+        return replace(
+            self,
+            model=model,
+            models=models,
+            arrival_s=self.arrival_s[index],
+            prompt_tokens=self.prompt_tokens[index],
+            output_tokens=self.output_tokens[index],
+            session=None if self.session is None else self.session[index],
+            client=None if self.client is None else self.client[index],
+            priority=None if self.priority is None else self.priority[index],
+        )
+
+    def window(
+        self, start_s: float, duration_s: float | None, *, keep_models: bool = False
+    ) -> "Trace":
+        """Requests with start_s <= arrival < start_s + duration_s, re-based to start at 0."""
+        stop_s = np.inf if duration_s is None else start_s + duration_s
+        low, high = np.searchsorted(self.arrival_s, [start_s, stop_s])
+        cut = self.rows(slice(int(low), int(high)), keep_models=keep_models)
+        step = f"window start_s={start_s:g} duration_s={stop_s - start_s:g}"
+        return replace(cut, arrival_s=cut.arrival_s - start_s, lineage=(*self.lineage, step))
+
+    def scale_rate(self, factor: float) -> "Trace":
+        """The same requests `factor` times as fast: compressed time, bursts keep their shape."""
+        if not (np.isfinite(factor) and factor > 0):
+            raise TraceError(f"trace.rate_scale={factor}: expected a positive number")
+        if factor == 1:
+            return self
+        step = f"rate_scale {factor:g}"
+        return replace(self, arrival_s=self.arrival_s / factor, lineage=(*self.lineage, step))
+
+    def head(self, n: int) -> "Trace":
+        return replace(self.rows(slice(n)), lineage=(*self.lineage, f"head {n}"))
+
+    def select_models(self, names: Sequence[str]) -> "Trace":
+        """Only the requests of these models."""
+        for name in names:
+            if name not in self.models:
+                raise TraceError(
+                    f"trace {self.name}: no model {name!r}; {nearest(name, self.models)}"
+                )
+        wanted = np.array([name in set(names) for name in self.models])
+        kept = self.rows(np.flatnonzero(wanted[self.model]))
+        return replace(kept, lineage=(*self.lineage, f"models {', '.join(names)}"))
+
+    def repeat(self, times: int, period_s: float | None = None) -> "Trace":
+        """The trace played `times` times in a row, each `period_s` after the last (its span)."""
+        period = self.span_s if period_s is None else period_s
+        again = self.rows(np.tile(np.arange(self.requests), times), keep_models=True)
+        shift = np.repeat(np.arange(times) * period, self.requests)
+        step = f"repeat {times} every {period:g} s"
+        return replace(again, arrival_s=again.arrival_s + shift, lineage=(*self.lineage, step))
+
+
+def renumbered(
+    model: npt.NDArray[np.int32], models: tuple[str, ...]
+) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+    """Model indices and names in order of first appearance, without the absent ones."""
+    present, first = np.unique(model, return_index=True)
+    order = present[np.argsort(first)]
+    number = np.full(len(models), -1, np.int32)
+    number[order] = np.arange(len(order), dtype=np.int32)
+    return number[model], tuple(models[i] for i in order)
+
+
+def validate(trace: Trace) -> None:
+    """Raises TraceError at the first row that is not valid."""
+    for column, dtype in (("arrival_s", "f8"), ("model", "i4")):
+        if getattr(trace, column).dtype != np.dtype(dtype):
+            raise TraceError(f"trace {trace.name}: {column} is {getattr(trace, column).dtype}")
+    for column in ("model", "prompt_tokens", "output_tokens"):
+        if len(getattr(trace, column)) != trace.requests:
+            raise TraceError(f"trace {trace.name}: {column} has {len(getattr(trace, column))} rows")
+    check_arrivals(trace.arrival_s, f"trace {trace.name}")
+    check_tokens(trace.prompt_tokens, f"trace {trace.name}", "prompt_tokens")
+    check_tokens(trace.output_tokens, f"trace {trace.name}", "output_tokens")
+
+
+def check_arrivals(arrival_s: npt.NDArray[np.float64], origin: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(arrival_s) | (arrival_s < 0))
+    if len(bad):
+        row = int(bad[0])
+        raise TraceError(
+            f"{origin}: row {row + 1}, column arrival_s is {arrival_s[row]}:"
+            " expected a finite number of seconds, 0 or more"
+        )
+    back = np.flatnonzero(np.diff(arrival_s) < 0)
+    if len(back):
+        row = int(back[0]) + 1
+        raise TraceError(
+            f"{origin}: row {row + 1}, column arrival_s is {arrival_s[row]:.6f} after"
+            f" {arrival_s[row - 1]:.6f}: expected sorted arrivals; sort the file by arrival_s"
+        )
+
+
+def check_tokens(tokens: npt.NDArray[np.int32], origin: str, column: str) -> None:
+    bad = np.flatnonzero(tokens < 1)
+    if len(bad):
+        row = int(bad[0])
+        raise TraceError(
+            f"{origin}: row {row + 1}, column {column} is {tokens[row]}: expected at least 1 token"
+        )
