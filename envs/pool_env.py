@@ -16,9 +16,11 @@ from envs.scenario import ScenarioSpec, demo_scenario
 class PoolEnv(gym.Env[Observation, np.int64]):
     """Action a < K*Q: row a // Q with quota level a % Q; a = K*Q: idle, or no prefetch.
 
-    An action that the mask forbids counts as idle. Reward: minus the token deadlines missed since
-    the last decision, over the scenario's deadline rate. Episodes end by truncation only, at a
-    random time; `info` carries `dt_s`, the pool time the step took, and `action_mask`.
+    An action that the mask forbids counts as idle, or as action 0 where idle is forbidden too: an
+    instance with work may wait only while something else in the pool is under way. Reward: minus
+    the token deadlines missed since the last decision, over the scenario's deadline rate.
+    Episodes end by truncation only, at a random time; `info` carries `dt_s`, the pool time the step
+    took, and `action_mask`.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012 (Gymnasium's contract)

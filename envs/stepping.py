@@ -2,7 +2,8 @@
 
 Letters: P pools, K rows, F row features, I instance features, C pool features, Q quota levels.
 Action a < K * Q: row a // Q with quota level a % Q (a PREFETCH uses level 0 only); a = K * Q:
-idle, or no prefetch. ROUTE decisions of push pools are answered by the first able instance.
+idle (only while something else is under way), or no prefetch. ROUTE decisions of push pools are
+answered by the first able instance.
 """
 
 from typing import ClassVar
@@ -14,7 +15,7 @@ from runtime.compiled import inner, kernel
 from runtime.core import FOREVER_NS, NONE, DecisionKind, EventKind
 from runtime.emulator.loop import Signal, advance, answer, missed_deadlines
 from runtime.emulator.tables import Sim
-from runtime.pool.candidates import fill_rows
+from runtime.pool.candidates import can_idle, fill_rows
 from runtime.pool.features import C, F, I, instance_features, pool_features, row_features
 from runtime.pool.state import Table
 from runtime.tables import Field, Tables, at
@@ -98,17 +99,21 @@ def observe(buffers: Buffers, p: int, sim: Sim) -> None:
             mask[i * levels + q] = True
     for i in range(count, models.shape[0]):
         models[i] = NONE
-    mask[models.shape[0] * levels] = True
+    mask[models.shape[0] * levels] = kind == DecisionKind.PREFETCH or can_idle(state, g)
     instance_features(state, kind, g, buffers.instance[p])
     pool_features(state, overflow, buffers.globals[p])
 
 
 @inner
 def act(buffers: Buffers, p: int, sim: Sim, action: int) -> None:
-    """Turn an action into the answer of the decision that is due."""
+    """Turn an action into the answer of the decision that is due. A masked action counts as idle;
+    where idle is masked too, as the first row at its first quota."""
     event, levels = sim.event[0], buffers.quotas_ns.shape[0]
-    row = action // levels
-    if row < buffers.models.shape[1] and buffers.mask[p, action]:
+    idle = buffers.mask.shape[1] - 1
+    if not buffers.mask[p, action]:
+        action = idle if buffers.mask[p, idle] else 0
+    if action != idle:
+        row = action // levels
         event.model = buffers.models[p, row]
         if sim.control[0].decision_kind == DecisionKind.TURN:
             event.kind = EventKind.TURN

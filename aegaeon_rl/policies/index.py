@@ -96,13 +96,14 @@ class Index:
         mode = PrefetchMode.CAUSAL if slots > 1 else PrefetchMode.NONE
         return replace(pool, roles=(), dispatch=Dispatch.PULL, prefetch=mode)
 
+    def weights(self) -> npt.NDArray[np.float64]:
+        """Weights [2, F]: turn, prefetch."""
+        return np.array([[w.get(name, 0.0) for name in NAMES] for w in (self.turn, self.prefetch)])
+
     def memory(self, state: State) -> IndexMemory:
-        weights = np.array(
-            [[w.get(name, 0.0) for name in NAMES] for w in (self.turn, self.prefetch)]
-        )
         quota = np.array([round(self.quota_s * 1e9)], np.int64)
         return IndexMemory(
-            weights=weights,
+            weights=self.weights(),
             quota_ns=quota,
             rows=np.zeros(ROWS, np.int64),
             features=np.zeros(F, np.float32),

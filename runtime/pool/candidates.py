@@ -159,6 +159,19 @@ def any_turn(state: State, g: int) -> bool:
     return False
 
 
+@kernel
+def can_idle(state: State, g: int) -> bool:
+    """May g wait although it has work? Only while an event of another instance, or a move or load
+    of its own, is under way: else nothing would ever wake it."""
+    for other in range(state.instances.shape[0]):
+        inst = state.instances[other]
+        if other != g and inst.stage >= Stage.COMMANDED:
+            return True
+        if inst.outgoing_bytes > 0 or inst.loading_slot >= 0:
+            return True
+    return False
+
+
 @inner
 def asks_turn(state: State, g: int) -> bool:
     """Is a TURN due on g? Without work for it, g idles until something changes."""

@@ -1,0 +1,269 @@
+"""`learned`: a small network over candidate rows, added to an index; evaluated in compiled code.
+
+Letters: K rows, F row features, I instance features, C pool features, H hidden units, Q quotas.
+The network scores each row by itself from (row, instance, pool) features, so the number of rows
+and the size of the pool are free. Its last layer starts at zero: before training it is the index.
+Greedy: the best (row, quota level), or idle. No torch here: `aegaeon_rl.training` makes weights.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from aegaeon_rl.policies.index import NAMES, Index
+from runtime.compiled import inner, kernel
+from runtime.core import NONE, DecisionKind, EventKind, PoolSpec
+from runtime.emulator.loop import Signal, advance, answer
+from runtime.emulator.tables import Sim
+from runtime.errors import UserError
+from runtime.pool.candidates import ROWS, can_idle, fill_rows
+from runtime.pool.features import SPEC_HASH, C, F, I, instance_features, pool_features, row_features
+from runtime.pool.state import Record, State
+from runtime.tables import Field, Tables
+
+Matrix = npt.NDArray[np.float32]
+FILE = "weights.npz"
+LEVEL_PENALTY = 2.0  # what each longer quota costs before training, in logits
+IDLE_PENALTY = 6.0  # what idle, or no prefetch, costs against the index's best row
+
+
+class Weights(NamedTuple):
+    """base [2, F] (turn, prefetch), w1 [H, F+I+C], b1 [H], w2 [H, H], b2 [H], w3 [Q, H], b3 [Q],
+    idle [I+C+1] (bias last), quotas_s [Q], scale [1]: logits per unit of index score."""
+
+    base: Matrix
+    w1: Matrix
+    b1: Matrix
+    w2: Matrix
+    b2: Matrix
+    w3: Matrix
+    b3: Matrix
+    idle: Matrix
+    quotas_s: Matrix
+    scale: Matrix
+
+
+class LearnedMemory(Tables):
+    """The weights as tables, and scratch: rows [K], features, hidden layers, context [H]."""
+
+    layout: ClassVar = {
+        **{name: Field(np.float32, 2) for name in ("base", "w1", "w2", "w3")},
+        **{name: Field(np.float32) for name in ("b1", "b2", "b3", "idle", "scale")},
+        "quotas_ns": Field(np.int64),
+        "rows": Field(np.int64),
+        "features": Field(np.float32),
+        "instance": Field(np.float32),
+        "globals": Field(np.float32),
+        "context": Field(np.float32),
+        "hidden": Field(np.float32, 2),
+    }
+    base: Matrix
+    w1: Matrix
+    w2: Matrix
+    w3: Matrix
+    b1: Matrix
+    b2: Matrix
+    b3: Matrix
+    idle: Matrix
+    scale: Matrix
+    quotas_ns: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    features: Matrix
+    instance: Matrix
+    globals: Matrix
+    context: Matrix
+    hidden: Matrix
+
+
+@inner
+def set_context(memory: LearnedMemory) -> float:
+    """First-layer terms that all rows share; returns the learned part of the idle logit."""
+    idle = memory.idle[I + C]
+    for i in range(I):
+        idle += memory.idle[i] * memory.instance[i]
+    for c in range(C):
+        idle += memory.idle[I + c] * memory.globals[c]
+    for h in range(memory.b1.shape[0]):
+        total = memory.b1[h]
+        for i in range(I):
+            total += memory.w1[h, F + i] * memory.instance[i]
+        for c in range(C):
+            total += memory.w1[h, F + I + c] * memory.globals[c]
+        memory.context[h] = total
+    return idle
+
+
+@inner
+def hide_row(memory: LearnedMemory) -> None:
+    """Both hidden layers of the row in `features`."""
+    size = memory.b1.shape[0]
+    for h in range(size):
+        total = memory.context[h]
+        for f in range(F):
+            total += memory.w1[h, f] * memory.features[f]
+        memory.hidden[0, h] = max(total, np.float32(0.0))
+    for h in range(size):
+        total = memory.b2[h]
+        for j in range(size):
+            total += memory.w2[h, j] * memory.hidden[0, j]
+        memory.hidden[1, h] = max(total, np.float32(0.0))
+
+
+@inner
+def choose(state: State, kind: int, g: int, memory: LearnedMemory) -> tuple[int, int]:
+    """The best (model, quota level), model NONE for idle; ties go to the first row and level."""
+    count, overflow = fill_rows(state, kind, g, memory.rows)
+    instance_features(state, kind, g, memory.instance)
+    pool_features(state, overflow, memory.globals)
+    is_prefetch = kind == DecisionKind.PREFETCH
+    base = memory.base[1 if is_prefetch else 0]
+    idle_logit = set_context(memory) - IDLE_PENALTY
+    best, best_level, best_logit, best_score = NONE, 0, -np.inf, -np.inf
+    for i in range(count):
+        row_features(state, g, memory.rows[i], memory.features)
+        score = 0.0
+        for f in range(F):
+            score += base[f] * memory.features[f]
+        best_score = max(best_score, memory.scale[0] * score)
+        hide_row(memory)
+        for q in range(1 if is_prefetch else memory.quotas_ns.shape[0]):
+            logit = memory.scale[0] * score - LEVEL_PENALTY * q + memory.b3[q]
+            for h in range(memory.b2.shape[0]):
+                logit += memory.w3[q, h] * memory.hidden[1, h]
+            if logit > best_logit:
+                best, best_level, best_logit = memory.rows[i], q, logit
+    if best_score + idle_logit > best_logit and (is_prefetch or can_idle(state, g)):
+        return NONE, 0
+    return best, best_level
+
+
+@kernel
+def decide(state: State, kind: int, index: int, event: Record, memory: LearnedMemory) -> None:
+    if kind == DecisionKind.ROUTE:
+        return
+    m, level = choose(state, kind, index, memory)
+    if m < 0:
+        return
+    event.model = m
+    if kind == DecisionKind.TURN:
+        event.kind = EventKind.TURN
+        event.quota_ns = memory.quotas_ns[level]
+
+
+@kernel
+def drive(sim: Sim, memory: LearnedMemory) -> int:
+    while True:
+        signal = advance(sim)
+        if signal != Signal.DECISION:
+            return signal
+        control = sim.control[0]
+        decide(sim.state, control.decision_kind, control.decision_index, sim.event[0], memory)
+        answer(sim)
+
+
+def initial_weights(index: Index, quotas_s: tuple[float, ...], hidden: int, seed: int) -> Weights:
+    """A network that decides as `index` does; hidden layers are He-initialised from `seed`."""
+    rng = np.random.default_rng(seed)
+    inputs, levels = F + I + C, len(quotas_s)
+
+    def layer(fan_out: int, fan_in: int) -> Matrix:
+        return rng.normal(0.0, np.sqrt(2.0 / fan_in), (fan_out, fan_in)).astype(np.float32)
+
+    return Weights(
+        base=index.weights().astype(np.float32),
+        w1=layer(hidden, inputs),
+        b1=np.zeros(hidden, np.float32),
+        w2=layer(hidden, hidden),
+        b2=np.zeros(hidden, np.float32),
+        w3=np.zeros((levels, hidden), np.float32),
+        b3=np.zeros(levels, np.float32),
+        idle=np.zeros(I + C + 1, np.float32),
+        quotas_s=np.array(quotas_s, np.float32),
+        scale=np.ones(1, np.float32),
+    )
+
+
+def save_weights(weights: Weights, path: Path) -> None:
+    """An .npz of plain arrays with the feature spec's hash; appears whole or not at all."""
+    aside = path.with_name(f".{path.name}.part.npz")
+    np.savez(aside, spec_hash=np.array(SPEC_HASH), **weights._asdict())
+    aside.replace(path)
+
+
+def load_weights(path: Path) -> Weights:
+    """Raises UserError for a file that is not one, or was trained on another feature spec."""
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            stated = str(data["spec_hash"])
+            weights = Weights(*(np.ascontiguousarray(data[n], np.float32) for n in Weights._fields))
+    except (OSError, KeyError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not policy weights: {reason}") from None
+    if stated != SPEC_HASH:
+        raise UserError(f"{path}: trained on feature spec {stated}, this version has {SPEC_HASH}")
+    _check_shapes(weights, path)
+    return weights
+
+
+def _check_shapes(weights: Weights, path: Path) -> None:
+    hidden, levels = len(weights.b1), len(weights.quotas_s)
+    expected = {
+        "base": (2, F),
+        "w1": (hidden, F + I + C),
+        "w2": (hidden, hidden),
+        "b2": (hidden,),
+        "w3": (levels, hidden),
+        "b3": (levels,),
+        "idle": (I + C + 1,),
+        "scale": (1,),
+    }
+    for name, shape in expected.items():
+        array = getattr(weights, name)
+        if array.shape != shape:
+            raise UserError(f"{path}: {name} has shape {array.shape}: expected {shape}")
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: {name} has values that are not finite")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Learned:
+    """Runs like an index: role-free, pull, causal prefetch."""
+
+    name: str
+    weights: Weights
+
+    @classmethod
+    def load(cls, path: Path, name: str = "learned") -> "Learned":
+        return cls(name=name, weights=load_weights(path))
+
+    def configure(self, pool: PoolSpec) -> PoolSpec:
+        return Index(name=self.name, turn={}, prefetch={}).configure(pool)
+
+    def memory(self, state: State) -> LearnedMemory:
+        hidden = len(self.weights.b1)
+        arrays = self.weights._asdict()
+        quotas = arrays.pop("quotas_s")
+        return LearnedMemory(
+            **arrays,
+            quotas_ns=np.rint(quotas.astype(np.float64) * 1e6).astype(np.int64) * 1000,
+            rows=np.zeros(ROWS, np.int64),
+            features=np.zeros(F, np.float32),
+            instance=np.zeros(I, np.float32),
+            globals=np.zeros(C, np.float32),
+            context=np.zeros(hidden, np.float32),
+            hidden=np.zeros((2, hidden), np.float32),
+        )
+
+    def decide(self, state: State, kind: int, index: int, event: Record, memory: Any) -> None:
+        decide(state, kind, index, event, memory)
+
+    def drive(self, sim: Any, memory: Any) -> int:
+        return int(drive(sim, memory))
+
+
+def weights_by_feature(weights: Weights) -> dict[str, tuple[float, float]]:
+    """The index part by feature name, as (turn, prefetch)."""
+    return {name: (float(t), float(p)) for name, t, p in zip(NAMES, *weights.base, strict=True)}
