@@ -23,7 +23,8 @@ class ArrivalProcess(StrEnum):
 def arrivals(
     process: ArrivalProcess, rate: float, cv: float, duration_s: float, rng: np.random.Generator
 ) -> Times:
-    """Arrivals at mean `rate`; `cv` is the gaps' coefficient of variation (Poisson: 1)."""
+    """Arrivals at mean `rate`. `cv` is the gaps' coefficient of variation (a Poisson process
+    ignores it: 1); of ON_OFF it is the rate while on over the mean rate."""
     if process is ArrivalProcess.ON_OFF:
         return on_off(rate, cv, duration_s, rng)
     expected = rate * duration_s

@@ -5,6 +5,7 @@ other. Processes are stationary over the whole window: no model stops early.
 """
 
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ OUTPUT_QUANTILES = (4, 14, 40, 84, 140, 190, 240, 300, 370, 470, 830, 1000)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarketSpec:
-    """`processes` are dealt to the models in turn as (process, coefficient of variation)."""
+    """`processes` are dealt to the models in turn as (process, cv), see `arrivals`."""
 
     name: str = "market"
     models: int = 64
@@ -42,11 +43,19 @@ class MarketSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("models", 1), ("duration_s", 1e-9), ("rate_rps", 1e-9)):
-            if getattr(self, name) < least:
+        for name in ("models", "duration_s", "rate_rps", "diurnal_period_s"):
+            if not 0 < getattr(self, name) < inf:
                 raise UserError(f"market.{name}={getattr(self, name)}: expected more than 0")
+        if not -inf < self.zipf < inf:
+            raise UserError(f"market.zipf={self.zipf}: expected a number")
+        if not 0 <= self.length_spread < inf:
+            raise UserError(f"market.length_spread={self.length_spread}: expected 0 or more")
         if not 0 <= self.diurnal_depth < 1:
             raise UserError(f"market.diurnal_depth={self.diurnal_depth}: expected 0 <= depth < 1")
+        if not self.processes or not all(0 < cv < inf for _, cv in self.processes):
+            raise UserError(
+                f"market.processes={self.processes}: expected one or more (process, cv), cv over 0"
+            )
         for name in ("prompt_quantiles", "output_quantiles"):
             table = getattr(self, name)
             if len(table) != len(LEVELS) or list(table) != sorted(table) or table[0] < 1:

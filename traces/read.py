@@ -5,23 +5,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from traces import columns
 from traces.csv_table import read_csv
-from traces.errors import TraceError, nearest
+from traces.errors import Origin, TraceError, nearest, shown
 from traces.jsonl_table import read_jsonl
 from traces.parquet_table import read_parquet
 from traces.schema import OPTIONAL, REQUIRED
-from traces.trace import Trace, TraceKind, check_arrivals, check_tokens
+from traces.trace import Trace, TraceKind
 
 READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".parquet": read_parquet,
     ".csv": read_csv,
     ".jsonl": read_jsonl,
 }
-INT32_MAX = 2**31 - 1
 
 
 def read(path: str | Path, where: str | None = None) -> Trace:
@@ -31,123 +30,74 @@ def read(path: str | Path, where: str | None = None) -> Trace:
     """
     path = Path(path)
     if not path.is_file():
-        raise TraceError(f"{path}: no such file")
+        what = "a folder: expected a file" if path.is_dir() else "no such file"
+        raise TraceError(f"{path}: {what}")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise TraceError(f"{path}: unknown format {path.suffix!r}; {nearest(path.suffix, READERS)}")
-    table = reader(path)
+    try:
+        table = reader(path)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
     _require_columns(table, path)
-    if where:
-        table = _filtered(table, where, path)
+    origin = Origin(str(path))
     if table.num_rows == 0:
-        raise TraceError(f"{path}: no requests: expected at least one row")
-    return _to_trace(table, path, where)
+        raise origin.empty()
+    if where:
+        table, origin = _filtered(table, where, path)
+    return _to_trace(table, origin, path, where)
 
 
 def _require_columns(table: pa.Table, path: Path) -> None:
+    names = table.column_names
     for column in REQUIRED.names:
-        if column not in table.column_names:
-            raise TraceError(
-                f"{path}: column {column!r} is missing; {nearest(column, table.column_names)}"
-            )
+        if column not in names:
+            raise TraceError(f"{path}: column {column!r} is missing; {nearest(column, names)}")
+    for column in (*REQUIRED.names, *OPTIONAL.names):
+        if names.count(column) > 1:
+            raise TraceError(f"{path}: column {column!r} is there {names.count(column)} times")
 
 
-def _filtered(table: pa.Table, where: str, path: Path) -> pa.Table:
+def _filtered(table: pa.Table, where: str, path: Path) -> tuple[pa.Table, Origin]:
+    """The rows that `where` keeps, and which rows of the file they are."""
     column, equals, value = where.partition("=")
     if not equals:
         raise TraceError(f"trace.where={where!r}: expected column=value")
-    if column not in table.column_names:
-        raise TraceError(f"{path}: no column {column!r}; {nearest(column, table.column_names)}")
-    values = pc.cast(table[column], pa.string())
-    kept = table.filter(pc.equal(values, value))
-    if kept.num_rows == 0:
-        choices = [v for v in pc.unique(values).to_pylist() if v is not None]
-        raise TraceError(f"{path}: no row has {column}={value}; {nearest(value, choices)}")
-    return kept
+    if table.column_names.count(column) != 1:
+        choices = nearest(column, table.column_names)
+        raise TraceError(f"{path}: trace.where={where!r}: no one column {column!r}; {choices}")
+    try:
+        values = pc.cast(table[column], pa.string())
+    except pa.ArrowException:
+        kind = table[column].type
+        raise TraceError(f"{path}: trace.where={where!r}: column {column} is {kind}") from None
+    kept = pc.fill_null(pc.equal(values, value), False)
+    if not pc.any(kept).as_py():
+        choices = nearest(value, [v for v in pc.unique(values).to_pylist() if v is not None])
+        raise TraceError(f"{path}: no row has {where}; {choices}")
+    return table.filter(kept), Origin(str(path), np.flatnonzero(kept.to_numpy()).tolist())
 
 
-def _to_trace(table: pa.Table, path: Path, where: str | None) -> Trace:
-    arrival_s = _floats(table, "arrival_s", path)
-    prompt = _tokens(table, "prompt_tokens", path)
-    output = _tokens(table, "output_tokens", path)
-    check_arrivals(arrival_s, str(path))
-    model, models = _models(table, path)
+def _to_trace(table: pa.Table, origin: Origin, path: Path, where: str | None) -> Trace:
     metadata = table.schema.metadata or {}
-    stated = {k.decode(): v.decode(errors="replace") for k, v in metadata.items()}
+    stated = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in metadata.items()}
     name = stated.get("name", path.stem)
+    arrival_s = columns.arrivals(table, origin)
+    model, models = columns.models(table, origin)
     return Trace(
         name=f"{name}[{where}]" if where else name,
         kind=_kind(stated, path),
         models=models,
         model=model,
         arrival_s=arrival_s,
-        prompt_tokens=prompt,
-        output_tokens=output,
-        session=_optional(table, "session"),
-        client=_optional(table, "client"),
-        priority=_priority(table),
+        prompt_tokens=columns.tokens(table, "prompt_tokens", origin),
+        output_tokens=columns.tokens(table, "output_tokens", origin),
+        session=columns.labels(table, "session", origin),
+        client=columns.labels(table, "client", origin),
+        priority=columns.priorities(table, origin),
         lineage=_lineage(stated.get("lineage", "[]"), path.name, where),
         licence=stated.get("licence", stated.get("license", "not stated")),
     )
-
-
-def _column(table: pa.Table, column: str, path: Path) -> pa.ChunkedArray:
-    values = table[column]
-    if values.null_count:
-        row = int(np.flatnonzero(values.is_null().to_numpy())[0])
-        raise TraceError(f"{path}: row {row + 1}, column {column} is empty")
-    return values
-
-
-def _floats(table: pa.Table, column: str, path: Path) -> npt.NDArray[np.float64]:
-    values = _column(table, column, path)
-    if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
-        raise TraceError(_not_numbers(values, column, path))
-    return np.ascontiguousarray(values.to_numpy(), np.float64)
-
-
-def _tokens(table: pa.Table, column: str, path: Path) -> npt.NDArray[np.int32]:
-    numbers = _floats(table, column, path)
-    bad = np.flatnonzero((numbers != np.floor(numbers)) | (np.abs(numbers) > INT32_MAX))
-    if len(bad):
-        row = int(bad[0])
-        raise TraceError(
-            f"{path}: row {row + 1}, column {column} is {numbers[row]}: expected a whole number"
-        )
-    tokens = numbers.astype(np.int32)
-    check_tokens(tokens, str(path), column)
-    return tokens
-
-
-def _not_numbers(values: pa.ChunkedArray, column: str, path: Path) -> str:
-    for row, value in enumerate(values.to_pylist()):
-        try:
-            float(value)
-        except (TypeError, ValueError):
-            return f"{path}: row {row + 1}, column {column} is {value!r}: expected a number"
-    return f"{path}: column {column} is {values.type}: expected numbers"
-
-
-def _models(table: pa.Table, path: Path) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
-    values = _column(table, "model", path)
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        raise TraceError(f"{path}: column model is {values.type}: expected strings")
-    encoded = values.combine_chunks().dictionary_encode()  # codes in order of first appearance
-    return encoded.indices.to_numpy().astype(np.int32), tuple(encoded.dictionary.to_pylist())
-
-
-def _optional(table: pa.Table, column: str) -> npt.NDArray[np.object_] | None:
-    if column not in table.column_names:
-        return None
-    return np.array(table[column].cast(OPTIONAL.field(column).type).to_pylist(), dtype=object)
-
-
-def _priority(table: pa.Table) -> npt.NDArray[np.int8] | None:
-    if "priority" not in table.column_names:
-        return None
-    return np.ascontiguousarray(table["priority"].to_numpy(), np.int8)
 
 
 def _kind(stated: dict[str, str], path: Path) -> TraceKind:
@@ -158,14 +108,14 @@ def _kind(stated: dict[str, str], path: Path) -> TraceKind:
     try:
         return TraceKind(stated["kind"])
     except ValueError:
-        choices = nearest(stated["kind"], list(TraceKind))
-        raise TraceError(f"{path}: metadata kind is {stated['kind']!r}; {choices}") from None
+        choices = nearest(stated["kind"], [kind.value for kind in TraceKind])
+        raise TraceError(f"{path}: metadata kind is {shown(stated['kind'])}; {choices}") from None
 
 
 def _lineage(stated: str, file: str, where: str | None) -> tuple[str, ...]:
     try:
         steps = json.loads(stated)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         steps = [stated]
     steps = steps if isinstance(steps, list) else [stated]
     step = f"read {file}" + (f" where {where}" if where else "")

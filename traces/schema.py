@@ -10,5 +10,8 @@ REQUIRED = pa.schema(
         ("output_tokens", pa.int32()),
     ]
 )
+# a missing session or client is None, a missing priority 0
 OPTIONAL = pa.schema([("session", pa.string()), ("client", pa.string()), ("priority", pa.int8())])
+NUMBERS = ("arrival_s", "prompt_tokens", "output_tokens", "priority")
+TEXTS = ("model", "session", "client")
 METADATA_KEYS = ("name", "kind", "licence", "lineage")  # lineage: a JSON list of steps

@@ -42,7 +42,7 @@ def describe(trace: Trace) -> TraceFacts:
         requests=trace.requests,
         models=len(trace.models),
         span_s=trace.span_s,
-        rate_rps=trace.requests / span,
+        rate_rps=trace.rate_rps,
         zipf=zipf_exponent(counts),
         cv=median_cv(trace),
         peak_over_mean=peak_over_mean(trace.arrival_s),

@@ -8,7 +8,10 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from traces.errors import TraceError, nearest
+from traces.errors import Origin, TraceError, nearest, shown
+
+LATEST_S = 4e9  # the pool's clock is int64 nanoseconds; seconds since 1970 still fit
+MOST_TOKENS = 2**31 - 1
 
 
 class TraceKind(StrEnum):
@@ -55,11 +58,12 @@ class Trace:
 
     @property
     def sha256(self) -> str:
-        """Hash of the canonical columns: the same on every machine and in every file format."""
-        digest = hashlib.sha256("\n".join(self.models).encode())
-        for column in (self.arrival_s, self.model, self.prompt_tokens, self.output_tokens):
-            little = np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<"))
-            digest.update(little.tobytes())
+        """Hash of the required columns: the same on every machine and in every file format."""
+        model, models = renumbered(self.model, self.models)
+        digest = hashlib.sha256("\n".join(models).encode())
+        digest.update((self.arrival_s + 0.0).astype("<f8").tobytes())  # no -0.0
+        for column in (model, self.prompt_tokens, self.output_tokens):
+            digest.update(column.astype("<i4").tobytes())
         return digest.hexdigest()
 
     def rows(self, index: npt.NDArray[np.intp] | slice, *, keep_models: bool = False) -> "Trace":
@@ -83,6 +87,10 @@ class Trace:
         self, start_s: float, duration_s: float | None, *, keep_models: bool = False
     ) -> "Trace":
         """Requests with start_s <= arrival < start_s + duration_s, re-based to start at 0."""
+        if not 0 <= start_s < np.inf:
+            raise TraceError(f"trace.start_s={start_s}: expected a number of seconds, 0 or more")
+        if duration_s is not None and not duration_s > 0:
+            raise TraceError(f"trace.duration_s={duration_s}: expected more than 0 seconds")
         stop_s = np.inf if duration_s is None else start_s + duration_s
         low, high = np.searchsorted(self.arrival_s, [start_s, stop_s])
         cut = self.rows(slice(int(low), int(high)), keep_models=keep_models)
@@ -115,6 +123,12 @@ class Trace:
     def repeat(self, times: int, period_s: float | None = None) -> "Trace":
         """The trace played `times` times in a row, each `period_s` after the last (its span)."""
         period = self.span_s if period_s is None else period_s
+        if times < 1:
+            raise TraceError(f"trace.repeat={times}: expected 1 or more")
+        if not self.span_s - (self.arrival_s[0] if self.requests else 0.0) <= period < np.inf:
+            raise TraceError(
+                f"trace.period_s={period}: expected the span of {self.span_s:g} s or more"
+            )
         again = self.rows(np.tile(np.arange(self.requests), times), keep_models=True)
         shift = np.repeat(np.arange(times) * period, self.requests)
         step = f"repeat {times} every {period:g} s"
@@ -134,38 +148,39 @@ def renumbered(
 
 def validate(trace: Trace) -> None:
     """Raises TraceError at the first row that is not valid."""
+    origin = Origin(f"trace {trace.name}")
     for column, dtype in (("arrival_s", "f8"), ("model", "i4")):
         if getattr(trace, column).dtype != np.dtype(dtype):
-            raise TraceError(f"trace {trace.name}: {column} is {getattr(trace, column).dtype}")
-    for column in ("model", "prompt_tokens", "output_tokens"):
-        if len(getattr(trace, column)) != trace.requests:
-            raise TraceError(f"trace {trace.name}: {column} has {len(getattr(trace, column))} rows")
-    check_arrivals(trace.arrival_s, f"trace {trace.name}")
-    check_tokens(trace.prompt_tokens, f"trace {trace.name}", "prompt_tokens")
-    check_tokens(trace.output_tokens, f"trace {trace.name}", "output_tokens")
+            raise TraceError(f"{origin.name}: {column} is {getattr(trace, column).dtype}")
+    for column in ("model", "prompt_tokens", "output_tokens", "session", "client", "priority"):
+        values = getattr(trace, column)
+        if values is not None and len(values) != trace.requests:
+            raise TraceError(
+                f"{origin.name}: {column} has {len(values)} rows, not {trace.requests}"
+            )
+    for row in np.flatnonzero((trace.model < 0) | (trace.model >= len(trace.models)))[:1]:
+        expected = f"an index below {len(trace.models)}"
+        raise origin.error(int(row), "model", int(trace.model[row]), expected)
+    check_arrivals(trace.arrival_s, origin)
+    check_tokens(trace.prompt_tokens, origin, "prompt_tokens")
+    check_tokens(trace.output_tokens, origin, "output_tokens")
 
 
-def check_arrivals(arrival_s: npt.NDArray[np.float64], origin: str) -> None:
-    bad = np.flatnonzero(~np.isfinite(arrival_s) | (arrival_s < 0))
-    if len(bad):
-        row = int(bad[0])
-        raise TraceError(
-            f"{origin}: row {row + 1}, column arrival_s is {arrival_s[row]}:"
-            " expected a finite number of seconds, 0 or more"
-        )
-    back = np.flatnonzero(np.diff(arrival_s) < 0)
-    if len(back):
-        row = int(back[0]) + 1
-        raise TraceError(
-            f"{origin}: row {row + 1}, column arrival_s is {arrival_s[row]:.6f} after"
-            f" {arrival_s[row - 1]:.6f}: expected sorted arrivals; sort the file by arrival_s"
-        )
+def check_arrivals(arrival_s: npt.NDArray[np.float64], origin: Origin) -> None:
+    fine = (arrival_s >= 0) & (arrival_s <= LATEST_S)
+    for row in np.flatnonzero(~fine)[:1]:
+        expected = f"a number of seconds from 0 to {LATEST_S:.0f}"
+        raise origin.error(int(row), "arrival_s", float(arrival_s[row]), expected)
+    for row in np.flatnonzero(np.diff(arrival_s) < 0)[:1]:
+        before = shown(float(arrival_s[row]))
+        expected = f"{before} or more, as in the row before; sort the file by arrival_s"
+        raise origin.error(int(row) + 1, "arrival_s", float(arrival_s[row + 1]), expected)
 
 
-def check_tokens(tokens: npt.NDArray[np.int32], origin: str, column: str) -> None:
-    bad = np.flatnonzero(tokens < 1)
-    if len(bad):
-        row = int(bad[0])
-        raise TraceError(
-            f"{origin}: row {row + 1}, column {column} is {tokens[row]}: expected at least 1 token"
-        )
+def check_tokens(
+    tokens: npt.NDArray[np.int32] | npt.NDArray[np.float64], origin: Origin, column: str
+) -> None:
+    fine = (tokens >= 1) & (tokens <= MOST_TOKENS) & (tokens == np.floor(tokens))
+    for row in np.flatnonzero(~fine)[:1]:
+        expected = f"a whole number of tokens, from 1 to {MOST_TOKENS}"
+        raise origin.error(int(row), column, tokens[row].item(), expected)

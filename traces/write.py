@@ -1,4 +1,4 @@
-"""`write`: a trace to Parquet or CSV, written aside and then renamed."""
+"""`write`: a trace to Parquet, CSV or JSONL, written aside and then renamed."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
 from traces.errors import TraceError, nearest
+from traces.schema import OPTIONAL
 from traces.trace import Trace
 
 
@@ -16,13 +17,13 @@ def to_table(trace: Trace) -> pa.Table:
     """The Arrow table of a trace, metadata included."""
     columns = {
         "arrival_s": pa.array(trace.arrival_s),
-        "model": pa.DictionaryArray.from_arrays(trace.model, list(trace.models)),
-        "prompt_tokens": pa.array(trace.prompt_tokens),
-        "output_tokens": pa.array(trace.output_tokens),
+        "model": pa.DictionaryArray.from_arrays(trace.model, pa.array(trace.models, pa.string())),
+        "prompt_tokens": pa.array(trace.prompt_tokens, pa.int32()),
+        "output_tokens": pa.array(trace.output_tokens, pa.int32()),
     }
-    for name in ("session", "client", "priority"):
-        if getattr(trace, name) is not None:
-            columns[name] = pa.array(getattr(trace, name))
+    for field in OPTIONAL:
+        if getattr(trace, field.name) is not None:
+            columns[field.name] = pa.array(getattr(trace, field.name), field.type)
     metadata = {
         "name": trace.name,
         "kind": str(trace.kind),
@@ -33,19 +34,40 @@ def to_table(trace: Trace) -> pa.Table:
 
 
 def write(trace: Trace, path: str | Path) -> None:
-    """Raises TraceError for an unknown ending; the file appears whole or not at all."""
+    """Only Parquet keeps the metadata. Raises TraceError for an unknown ending or a folder that
+    cannot be written; the file appears whole or not at all."""
     path = Path(path)
-    if path.suffix not in (".parquet", ".csv"):
-        choices = nearest(path.suffix, [".parquet", ".csv"])
+    writer = WRITERS.get(path.suffix.lower())
+    if writer is None:
+        choices = nearest(path.suffix, WRITERS)
         raise TraceError(f"{path}: cannot write {path.suffix!r}; {choices}")
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    table = to_table(trace)
     try:
-        if path.suffix == ".parquet":
-            pq.write_table(table, aside, compression="zstd")
-        else:
-            plain = table["model"].cast(pa.string())
-            arrow_csv.write_csv(table.set_column(1, "model", plain), aside)
+        writer(to_table(trace), aside)
         aside.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TraceError(f"{path}: cannot be written: {reason}") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd")
+
+
+def _write_csv(table: pa.Table, path: Path) -> None:
+    arrow_csv.write_csv(_with_plain_models(table), path)
+
+
+def _write_jsonl(table: pa.Table, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in _with_plain_models(table).to_pylist():
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _with_plain_models(table: pa.Table) -> pa.Table:
+    return table.set_column(1, "model", table["model"].cast(pa.string()))
+
+
+WRITERS = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}

@@ -1,0 +1,45 @@
+"""`TraceSource`: which trace, and which part of it at which speed, as a configuration names it."""
+
+from dataclasses import dataclass, replace
+
+from traces.bundled import load_bundled
+from traces.errors import TraceError
+from traces.read import read
+from traces.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceSource:
+    """A file (`path`), or without one the bundled trace `name`; then window, then rate."""
+
+    path: str | None = None
+    name: str = "market_demo"
+    where: str | None = None  # column=value
+    start_s: float = 0.0
+    duration_s: float | None = None
+    rate_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.start_s < 0:
+            raise TraceError(f"trace.start_s={self.start_s}: expected 0 or more seconds")
+        if self.duration_s is not None and self.duration_s <= 0:
+            raise TraceError(f"trace.duration_s={self.duration_s}: expected more than 0 seconds")
+
+
+def open_trace(source: TraceSource) -> Trace:
+    """Raises TraceError when the file is not valid or the window holds no request."""
+    if source.path is None:
+        trace = load_bundled(source.name)
+    else:
+        trace = read(source.path, source.where)
+    if source.start_s > 0 or source.duration_s is not None:
+        span_s, lineage = trace.span_s, trace.lineage
+        trace = trace.window(source.start_s, source.duration_s)
+        if trace.requests == 0:
+            raise TraceError(
+                f"trace.start_s={source.start_s:g}: no request in the window;"
+                f" the trace spans 0 to {span_s:.0f} s"
+            )
+        if source.duration_s is None:  # infinite windows say nothing in the lineage
+            trace = replace(trace, lineage=(*lineage, f"window start_s={source.start_s:g}"))
+    return trace.scale_rate(source.rate_scale)
