@@ -1,6 +1,5 @@
 """CSV files with a header row as Arrow tables."""
 
-import csv
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +15,8 @@ BLOCK_BYTES = 1 << 24  # a row may not be longer
 def read_csv(path: Path) -> pa.Table:
     """An empty cell is a missing value. Raises TraceError naming the row that does not parse."""
     data = path.read_bytes()
+    if not data.strip():
+        raise Origin(str(path)).empty()
     _check_utf8(data, path)
     refused: list[arrow_csv.InvalidRow] = []
 
@@ -25,7 +26,7 @@ def read_csv(path: Path) -> pa.Table:
 
     try:
         table = arrow_csv.read_csv(
-            pa.BufferReader(data),
+            pa.BufferReader(data if data.endswith(b"\n") else data + b"\n"),
             # one thread: an invalid row has a number then
             read_options=arrow_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
             parse_options=arrow_csv.ParseOptions(
@@ -60,18 +61,15 @@ def _check_utf8(data: bytes, path: Path) -> None:
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        lines = [line for line in data[: error.start].split(b"\n") if line.strip(b"\r")]
-        is_new = data[: error.start].endswith(b"\n") or not lines
-        before = "" if is_new else lines[-1].decode()
-        row = len(lines) - (0 if is_new else 1)
-        where = "the header"
-        if row > 0:
-            column = len(next(csv.reader([before + "x"]))) - 1
-            header = next(csv.reader([lines[0].decode("utf-8-sig")]))
-            name = header[column] if column < len(header) else str(column + 1)
-            where = f"row {row}, column {name}"
         value = data[error.start : error.start + 1]
-        raise TraceError(f"{path}: {where} has {value!r}: expected UTF-8 text") from None
+        *before, line = (data[: error.start] + b"x").splitlines()
+        above = [text for text in before if text]
+        if not above:
+            raise TraceError(f"{path}: the header has {value!r}: expected UTF-8 text") from None
+        names = above[0].decode("utf-8-sig").split(",")
+        column = sum(part.count(b",") for part in line.split(b'"')[::2])  # outside quotes
+        name = names[column] if column < len(names) else str(column + 1)
+        raise Origin(str(path)).error(len(above) - 1, name, value, "UTF-8 text") from None
 
 
 def _numbers(texts: pa.ChunkedArray, column: str, path: Path) -> pa.ChunkedArray:

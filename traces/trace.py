@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,15 @@ from traces.errors import Origin, TraceError, nearest, shown
 
 LATEST_S = 4e9  # the pool's clock is int64 nanoseconds; seconds since 1970 still fit
 MOST_TOKENS = 2**31 - 1
+COLUMNS = (
+    "model",
+    "arrival_s",
+    "prompt_tokens",
+    "output_tokens",
+    "session",
+    "client",
+    "priority",
+)
 
 
 class TraceKind(StrEnum):
@@ -68,20 +78,15 @@ class Trace:
 
     def rows(self, index: npt.NDArray[np.intp] | slice, *, keep_models: bool = False) -> "Trace":
         """The requests at `index`; models are numbered again unless `keep_models`."""
-        model, models = self.model[index], self.models
+        columns = self._columns(index)
         if not keep_models:
-            model, models = renumbered(model, models)
-        return replace(
-            self,
-            model=model,
-            models=models,
-            arrival_s=self.arrival_s[index],
-            prompt_tokens=self.prompt_tokens[index],
-            output_tokens=self.output_tokens[index],
-            session=None if self.session is None else self.session[index],
-            client=None if self.client is None else self.client[index],
-            priority=None if self.priority is None else self.priority[index],
-        )
+            columns["model"], columns["models"] = renumbered(columns["model"], self.models)
+        return replace(self, **columns)
+
+    def _columns(self, index: npt.NDArray[np.intp] | slice) -> dict[str, Any]:
+        """Every column that the trace has, at `index`."""
+        whole = {name: getattr(self, name) for name in COLUMNS}
+        return {name: column[index] for name, column in whole.items() if column is not None}
 
     def window(
         self, start_s: float, duration_s: float | None, *, keep_models: bool = False
@@ -129,10 +134,11 @@ class Trace:
             raise TraceError(
                 f"trace.period_s={period}: expected the span of {self.span_s:g} s or more"
             )
-        again = self.rows(np.tile(np.arange(self.requests), times), keep_models=True)
+        columns = self._columns(np.tile(np.arange(self.requests), times))
         shift = np.repeat(np.arange(times) * period, self.requests)
         step = f"repeat {times} every {period:g} s"
-        return replace(again, arrival_s=again.arrival_s + shift, lineage=(*self.lineage, step))
+        columns["arrival_s"] = columns["arrival_s"] + shift
+        return replace(self, **columns, lineage=(*self.lineage, step))
 
 
 def renumbered(
@@ -152,7 +158,7 @@ def validate(trace: Trace) -> None:
     for column, dtype in (("arrival_s", "f8"), ("model", "i4")):
         if getattr(trace, column).dtype != np.dtype(dtype):
             raise TraceError(f"{origin.name}: {column} is {getattr(trace, column).dtype}")
-    for column in ("model", "prompt_tokens", "output_tokens", "session", "client", "priority"):
+    for column in COLUMNS:
         values = getattr(trace, column)
         if values is not None and len(values) != trace.requests:
             raise TraceError(
