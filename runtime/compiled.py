@@ -18,6 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PACKAGES = ("traces", "runtime", "envs", "aegaeon_rl")
 CONSTANTS = ("core.py", "state.py")  # their values are frozen into the machine code
+MARKS = (b"@kernel", b"@inner", b"(Tables)")  # a layout's field order is machine code too
 FOLDERS_KEPT = 4
 
 
@@ -27,7 +28,7 @@ def source_hash(root: Path) -> str:
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             text = path.read_bytes()
-            if b"@kernel" in text or b"@inner" in text or path.name in CONSTANTS:
+            if path.name in CONSTANTS or any(mark in text for mark in MARKS):
                 digest.update(path.relative_to(root).as_posix().encode() + b"\0" + text)
     return digest.hexdigest()[:16]
 

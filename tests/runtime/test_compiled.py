@@ -1,0 +1,75 @@
+"""The cache folder's key follows every source that ends up in machine code."""
+
+from pathlib import Path
+
+import numba
+import pytest
+import runtime.tables
+from runtime.compiled import MARKS, inner, kernel, source_hash
+
+SOURCES = {
+    "runtime/core.py": "NS = 1\n",
+    "runtime/pool/state.py": "BINS = 2\n",
+    "runtime/pool/caller.py": "from runtime.pool.callee import g\n@kernel\ndef f(): return g()\n",
+    "runtime/pool/callee.py": "@inner\ndef g(): return 1\n",
+    "runtime/layout.py": "class Memory(Tables):\n    pass\n",
+    "runtime/plain.py": "def h(): return 1\n",
+    "envs/plain.py": "def h(): return 1\n",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name, text in SOURCES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if "plain" not in name])
+def test_source_hash_changes_with_kernels_callees_layouts_and_constants(
+    root: Path, name: str
+) -> None:
+    before = source_hash(root)
+    (root / name).write_text(SOURCES[name] + "# changed\n")
+    assert source_hash(root) != before
+
+
+@pytest.mark.parametrize("name", ["runtime/plain.py", "envs/plain.py"])
+def test_source_hash_ignores_files_without_kernels(root: Path, name: str) -> None:
+    before = source_hash(root)
+    (root / name).write_text("def h(): return 2\n")
+    (root / "runtime" / "notes.txt").write_text("@kernel")
+    assert source_hash(root) == before
+
+
+def test_source_hash_sees_a_moved_kernel(root: Path) -> None:
+    before = source_hash(root)
+    (root / "runtime/pool/callee.py").rename(root / "runtime/pool/moved.py")
+    assert source_hash(root) != before
+
+
+def test_source_hash_covers_the_layout_compiler_itself() -> None:
+    text = Path(runtime.tables.__file__).read_bytes()
+    assert any(mark in text for mark in MARKS)
+
+
+def test_cache_folder_is_named_by_the_hash_of_this_tree() -> None:
+    folder = Path(numba.config.CACHE_DIR)
+    assert folder.name == source_hash(Path(__file__).parents[2])
+    assert folder.is_dir()
+
+
+@inner
+def _halve(a: float, b: float) -> float:
+    return a / b
+
+
+def test_kernels_divide_as_numpy_does() -> None:
+    @kernel
+    def ratio(a: float, b: float) -> float:
+        return _halve(a, b)
+
+    assert ratio(1.0, 4.0) == 0.25
+    assert ratio(1.0, 0.0) == float("inf")

@@ -1,0 +1,47 @@
+"""The vocabulary: what a PoolSpec refuses, and the orders other code relies on."""
+
+from typing import Any
+
+import pytest
+from runtime.core import EventKind, KvPlace, Phases, PoolSpec, Stage
+from runtime.errors import UserError
+
+GOOD: dict[str, Any] = {"name": "p", "profile": "none", "checkpoints": ("c",)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nodes": 0}, "pool.nodes=0: expected at least 1"),
+        ({"instances_per_node": 0}, "pool.instances_per_node=0: expected at least 1"),
+        ({"weight_slots": 0}, "pool.weight_slots=0: expected at least 1"),
+        ({"block_tokens": -1}, "pool.block_tokens=-1: expected at least 1"),
+        ({"roles": (Phases.BOTH,)}, "pool.roles has 1 entries: expected 8, one each"),
+        ({"checkpoints": ()}, "pool.checkpoints is empty: expected at least one checkpoint name"),
+        ({"kv_fraction": 0.0}, "pool.kv_fraction=0.0: expected 0 < fraction <= 1"),
+        ({"kv_fraction": 1.01}, "pool.kv_fraction=1.01: expected 0 < fraction <= 1"),
+    ],
+)
+def test_pool_spec_names_key_value_and_expectation(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        PoolSpec(**(GOOD | changes))
+    assert str(caught.value) == message
+
+
+def test_pool_spec_counts_the_instances_of_all_nodes() -> None:
+    spec = PoolSpec(**GOOD, nodes=3, instances_per_node=2, roles=(Phases.PREFILL,) * 6)
+    assert spec.instances == 6
+
+
+def test_phases_are_bits_of_both() -> None:
+    assert Phases.PREFILL | Phases.DECODE == Phases.BOTH
+    assert Phases.PREFILL & Phases.DECODE == 0
+
+
+def test_event_kinds_order_boundaries_before_arrivals_before_answers() -> None:
+    assert EventKind.KV_OUT_DONE < EventKind.STEPS < EventKind.ARRIVAL < EventKind.TURN
+
+
+def test_enums_start_at_the_value_of_a_zeroed_table() -> None:
+    assert (KvPlace.NOWHERE, Stage.DOWN) == (0, 0)
+    assert sorted(Stage) == list(Stage)  # a turn walks the stages upwards

@@ -1,0 +1,132 @@
+"""Table sets reached through one pointer: layout errors, replacement, nesting, batches."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from numba import njit
+from runtime.tables import Field, Tables, at
+
+ROW = np.dtype([("a", "i8"), ("b", "f8")], align=True)
+
+
+class Small(Tables):
+    layout: ClassVar = {"rows": Field(ROW), "grid": Field(np.int64, 2)}
+
+
+class Outer(Tables):
+    layout: ClassVar = {"scale": Field(np.float64), "small": Small}
+
+
+def small(n: int = 2) -> Small:
+    rows = np.zeros(n, ROW)
+    rows["a"], rows["b"] = np.arange(n), 0.5
+    return Small(rows=rows, grid=np.arange(6).reshape(2, 3))
+
+
+def outer(inner: Small) -> Outer:
+    return Outer(scale=np.array([10.0]), small=inner)
+
+
+@njit
+def total(tables: Small) -> float:
+    return tables.rows["a"].sum() + tables.rows["b"].sum()
+
+
+@njit
+def corner(tables: Small) -> tuple[int, int, int]:
+    return tables.grid[1, 0], tables.grid.shape[0], tables.grid.shape[1]
+
+
+@njit
+def scaled(tables: Outer) -> float:
+    return tables.scale[0] * tables.small.rows[1].a
+
+
+@njit
+def set_a(tables: Small, i: int, value: int) -> None:
+    tables.rows[i].a = value
+
+
+view = at(Small)
+
+
+@njit
+def total_of_batch(addresses: Any) -> float:
+    result = 0.0
+    for address in addresses:
+        result += total(view(address))
+    return result
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"rows": np.zeros(1, ROW)}, {"rows": np.zeros(1, ROW), "grid": np.zeros((1, 1), int), "x": 1}],
+)
+def test_tables_need_exactly_the_fields_of_the_layout(fields: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"Small needs \['rows', 'grid'\], got"):
+        Small(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rows", np.zeros(2, np.int64)),  # dtype
+        ("grid", np.zeros(4, np.int64)),  # axes
+        ("grid", np.zeros((2, 2), np.int32)),
+        ("grid", np.zeros((4, 4), np.int64)[:, ::2]),  # strides
+        ("grid", np.asfortranarray(np.zeros((2, 3), np.int64))),
+    ],
+)
+def test_put_refuses_what_a_kernel_would_misread(name: str, value: Any) -> None:
+    tables = small()
+    before = tables.header.copy()
+    with pytest.raises(TypeError, match=f"Small.{name}: "):
+        tables.put(name, value)
+    assert np.array_equal(tables.header, before)
+
+
+def test_fields_are_replaced_by_put_only() -> None:
+    tables = small()
+    with pytest.raises(AttributeError, match=r"Small\.rows: use put\(\)"):
+        tables.rows = np.zeros(1, ROW)
+    tables.note = "other attributes are free"
+    assert tables.note
+
+
+def test_kernels_and_python_share_one_memory() -> None:
+    tables = small()
+    set_a(tables, 1, 41)
+    assert tables.rows["a"].tolist() == [0, 41]
+    tables.rows["a"][0] = 1
+    assert total(tables) == 43.0
+
+
+def test_kernels_see_an_array_that_was_put() -> None:
+    tables = small()
+    assert corner(tables) == (3, 2, 3)
+    tables.put("grid", np.full((5, 1), 7))
+    assert corner(tables) == (7, 5, 1)
+    tables.put("rows", small(100).rows)
+    assert total(tables) == 99 * 50 + 50.0
+
+
+def test_nested_tables_are_held_by_reference() -> None:
+    shared = small()
+    tables = outer(shared)
+    shared.put("rows", small(9).rows)
+    set_a(shared, 1, 6)
+    assert scaled(tables) == 60.0
+    tables.put("small", small())
+    assert scaled(tables) == 10.0
+
+
+def test_a_batch_is_an_array_of_addresses() -> None:
+    pools = [small(n) for n in (1, 2, 3)]
+    addresses = np.array([pool.address for pool in pools])
+    assert total_of_batch(addresses) == sum(total(pool) for pool in pools) == 7.0
+
+
+def test_each_table_class_is_a_type_of_its_own() -> None:
+    with pytest.raises(Exception, match="rows"):
+        total(outer(small()))
