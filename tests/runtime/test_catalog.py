@@ -1,6 +1,7 @@
 """Known checkpoints and how served models get them."""
 
 import pytest
+
 from runtime.catalog import CHECKPOINTS, assign_checkpoints, checkpoint
 from runtime.errors import UserError
 
@@ -36,7 +37,7 @@ def test_sosp25_sizes_are_the_artifacts(
 
 
 def test_unknown_checkpoint_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="checkpoint 'Qwen3-0.6': did you mean 'Qwen3-0.6B'"):
+    with pytest.raises(UserError, match=r"checkpoint 'Qwen3-0\.6': did you mean 'Qwen3-0\.6B'"):
         checkpoint("Qwen3-0.6")
 
 

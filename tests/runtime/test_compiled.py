@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numba
 import pytest
+
 import runtime.tables
 from runtime.compiled import MARKS, inner, kernel, source_hash
 

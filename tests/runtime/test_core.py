@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from runtime.core import EventKind, KvPlace, Phases, PoolSpec, Stage
 from runtime.errors import UserError
 

@@ -1,6 +1,7 @@
 """The nearest-choice hint of the user's errors."""
 
 import pytest
+
 from runtime.errors import UserError, nearest
 
 

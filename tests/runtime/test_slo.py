@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from runtime.core import NONE, NS
 from runtime.pool.state import GAP_BINS, REQUEST
 from runtime.slo import (

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from numba import njit
+
 from runtime.tables import Field, Tables, at
 
 ROW = np.dtype([("a", "i8"), ("b", "f8")], align=True)
