@@ -10,7 +10,6 @@ import numpy as np
 
 from runtime.compiled import inner, kernel
 from runtime.core import (
-    FOREVER_NS,
     NONE,
     Command,
     EventKind,
@@ -37,12 +36,13 @@ from runtime.pool.turns import (
     end_request,
     end_turn,
     fail_open,
-    has_open_work,
+    forget_wait,
     move_out,
     open_request,
     reopen,
     settle,
     try_join,
+    yield_to_growth,
 )
 from runtime.pool.weights import (
     clear_slot,
@@ -96,9 +96,7 @@ def apply(state: State, event: Record) -> int:
     if kind == EventKind.ROUTE:
         return _route(state, event.request, g, event.tag)
     if kind == EventKind.IDLE:
-        state.instances[g].stage = Stage.IDLE
-        state.instances[g].seen_wake = pool.wakes
-        return Outcome.OK
+        return _idle(state, g)
     if kind == EventKind.EXPIRE:
         return _expire(state, event.request)
     if kind == EventKind.CANCEL:
@@ -162,6 +160,16 @@ def _route(state: State, r: int, g: int, tag: int) -> int:
     open_request(state, r)
     try_join(state, r)
     state.pool[0].wakes += 1
+    return Outcome.OK
+
+
+@inner
+def _idle(state: State, g: int) -> int:
+    inst = state.instances[g]
+    if inst.stage != Stage.FREE and inst.stage != Stage.IDLE:
+        return Outcome.REFUSED
+    inst.stage = Stage.IDLE
+    inst.seen_wake = state.pool[0].wakes
     return Outcome.OK
 
 
@@ -257,17 +265,20 @@ def _steps(state: State, g: int, k: int, x: float, y: float) -> int:
         count_gaps(state.gaps, x + y, y, k - 1, size)
     inst.batch_context_tokens += k * size
     _drop_cancelled(state, g)
+    yield_to_growth(state, g)
     settle(state, g)
     return Outcome.OK
 
 
 @inner
 def _finished(state: State, r: int) -> int:
-    """The engine met the end of r at the boundary just reported."""
+    """The engine met the end of r at the boundary just reported; it may have been cancelled."""
+    if state.requests[r].list == NONE:
+        return Outcome.REFUSED
     g = state.requests[r].instance
-    _take_from_instance(state, g, r)
+    _take_from_instance(state, max(0, g), r)
     end_request(state, r, RequestPhase.DONE)
-    if state.instances[g].stage > Stage.COMMANDED:
+    if g >= 0 and state.instances[g].stage > Stage.COMMANDED:
         settle(state, g)
     return Outcome.OK
 
@@ -283,14 +294,8 @@ def _take_from_instance(state: State, g: int, r: int) -> None:
         lists.remove(state, r)
     else:
         close_request(state, r)
-        _forget_wait(state, state.requests[r].model)
+        forget_wait(state, state.requests[r].model)
     release_kv(state, r)
-
-
-@inner
-def _forget_wait(state: State, m: int) -> None:
-    if not has_open_work(state, m):
-        state.models[m].waiting_since_ns = FOREVER_NS
 
 
 @inner
@@ -317,12 +322,8 @@ def _kv_out_done(state: State, g: int, n: int) -> int:
         inst.outgoing_bytes -= kv_bytes(state, r)
         req.kv = KvPlace.HOST
         req.instance = NONE
-        if req.is_cancelled != 0:
-            release_kv(state, r)
-            end_request(state, r, RequestPhase.CANCELLED)
-            continue
         reopen(state, r, RequestPhase.READY)
-        if req.list != lists.routing_list(state):
+        if req.list != NONE and req.list != lists.routing_list(state):
             try_join(state, r)
     if inst.kv_promised_bytes > 0 and lists.count(state, outgoing) == 0:
         inst.kv_used_bytes += inst.kv_promised_bytes
@@ -351,7 +352,7 @@ def _prefetch(state: State, g: int, m: int) -> int:
         inst.seen_arrivals = state.pool[0].arrivals
         return Outcome.OK
     s = prefetch_slot(state, g)
-    if s == NONE or m == inst.model:
+    if inst.asks_prefetch == 0 or s == NONE or m == inst.model:
         return Outcome.REFUSED
     inst.asks_prefetch = 0
     held = slot_of(state, g, m)
@@ -375,7 +376,7 @@ def _expire(state: State, r: int) -> int:
         end_request(state, r, RequestPhase.FAILED)
         return Outcome.OK
     fail_open(state, r)
-    _forget_wait(state, req.model)
+    forget_wait(state, req.model)
     return Outcome.OK
 
 
@@ -420,10 +421,6 @@ def _instance_failed(state: State, g: int) -> int:
             _lose_kv(state, r)
         if req.route == g:
             req.route = NONE
-        if req.is_cancelled != 0:
-            release_kv(state, r)
-            end_request(state, r, RequestPhase.CANCELLED)
-            continue
         on_host = req.kv == KvPlace.HOST
         reopen(state, r, RequestPhase.READY if on_host else RequestPhase.WAITING)
     for s in range(state.slots.shape[1]):
@@ -434,7 +431,7 @@ def _instance_failed(state: State, g: int) -> int:
     inst.kv_used_bytes, inst.kv_promised_bytes, inst.outgoing_bytes = 0, 0, 0
     inst.batch_context_tokens, inst.asks_prefetch = 0, 0
     for m in range(state.models.shape[0]):
-        _forget_wait(state, m)
+        forget_wait(state, m)
     state.pool[0].wakes += 1
     return Outcome.OK
 

@@ -80,6 +80,13 @@ def has_open_work(state: State, m: int) -> bool:
 
 
 @inner
+def forget_wait(state: State, m: int) -> None:
+    """Without open work nothing waits."""
+    if not has_open_work(state, m):
+        state.models[m].waiting_since_ns = FOREVER_NS
+
+
+@inner
 def end_request(state: State, r: int, phase: int) -> None:
     """A request in no list and without KV is over; the driver takes its record."""
     state.requests[r].phase = phase
@@ -96,6 +103,8 @@ def move_out(state: State, g: int, r: int) -> None:
         state.pool[0].wakes += 1
         release_kv(state, r)
         req.instance = NONE
+        if req.route >= 0 and (state.instances[req.route].role & Phases.PREFILL) == 0:
+            req.route = NONE  # where it decoded nobody can prefill it
         reopen(state, r, RequestPhase.WAITING)
         return
     node.host_kv_used_bytes += need
@@ -109,11 +118,17 @@ def move_out(state: State, g: int, r: int) -> None:
 
 @inner
 def reopen(state: State, r: int, phase: int) -> None:
-    """Offer r again: to turns, or to the router when a push pool has not placed it."""
+    """Offer r again: to turns, or to the router when a push pool has not placed it.
+
+    A request that was cancelled while it was owned ends here.
+    """
     req = state.requests[r]
     req.phase = phase
-    if state.pool[0].is_push != 0 and req.route == NONE:
-        lists.append(state, lists.routing_list(state), r)
+    if req.is_cancelled != 0:
+        release_kv(state, r)
+        end_request(state, r, RequestPhase.CANCELLED)
+    elif state.pool[0].is_push != 0 and req.route == NONE:
+        lists.insert_by_arrival(state, lists.routing_list(state), r)
     else:
         open_request(state, r)
 
@@ -149,6 +164,34 @@ def evict_residents(state: State, g: int, m: int) -> None:
             close_request(state, r)
             move_out(state, g, r)
         r = following
+    forget_wait(state, m)
+
+
+@inner
+def unclaim(state: State, g: int, r: int) -> None:
+    """Take r, still without device KV of its own, out of the turn on g and offer it again."""
+    req, inst = state.requests[r], state.instances[g]
+    lists.remove(state, r)
+    req.instance = NONE
+    if req.kv == KvPlace.MOVING_IN:
+        inst.kv_used_bytes -= kv_bytes(state, r)
+        req.kv = KvPlace.HOST
+        reopen(state, r, RequestPhase.READY)
+    else:
+        inst.kv_used_bytes -= prefill_bytes(state, r)
+        reopen(state, r, RequestPhase.WAITING)
+    state.pool[0].wakes += 1
+
+
+@inner
+def yield_to_growth(state: State, g: int) -> None:
+    """Requests that joined during a run whose growth took their room go back, latest first."""
+    inst = state.instances[g]
+    prefill = lists.instance_list(state, g, lists.PREFILL)
+    incoming = lists.instance_list(state, g, lists.INCOMING)
+    while inst.kv_used_bytes > capacity_bytes(state, inst.model):
+        r = state.lists[prefill].tail
+        unclaim(state, g, r if r != NONE else state.lists[incoming].tail)
 
 
 @inner
@@ -217,6 +260,8 @@ def begin_turn(
     inst.turn_start_ns = now
     inst.decoded_ns = 0
     promised = take_requests(state, g, m, inst.turn_phases, tag)
+    if inst.kv_used_bytes - inst.outgoing_bytes + promised > capacity_bytes(state, m):
+        evict_residents(state, g, m)  # residents that take no part yield their room
     if inst.kv_used_bytes + promised <= capacity_bytes(state, m):
         inst.kv_used_bytes += promised
     else:
@@ -256,9 +301,7 @@ def try_join(state: State, r: int) -> None:
                 best, best_size = g, size
     if best >= 0:
         state.instances[best].kv_used_bytes += claim(state, best, r)
-        model = state.models[state.requests[r].model]
-        if not has_open_work(state, state.requests[r].model):
-            model.waiting_since_ns = FOREVER_NS
+        forget_wait(state, state.requests[r].model)
         emit(state, Command.JOIN, best)
 
 

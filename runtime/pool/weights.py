@@ -135,6 +135,8 @@ def cache_on_host(state: State, d: int, m: int) -> None:
     if state.hosted[d, m].is_cached != 0:
         return
     need = state.models[m].weight_bytes
+    if need > node.host_weight_bytes:
+        return
     while node.host_weight_used_bytes + need > node.host_weight_bytes:
         oldest = NONE
         for other in range(state.models.shape[0]):
@@ -143,8 +145,6 @@ def cache_on_host(state: State, d: int, m: int) -> None:
                     state.hosted[d, other].used_ns < state.hosted[d, oldest].used_ns
                 ):
                     oldest = other
-        if oldest == NONE:
-            return
         state.hosted[d, oldest].is_cached = 0
         node.host_weight_used_bytes -= state.models[oldest].weight_bytes
     state.hosted[d, m].is_cached = 1

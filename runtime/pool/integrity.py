@@ -1,0 +1,309 @@
+"""`check_integrity`: plain NumPy proof that the tables of one pool agree with each other.
+
+What the transitions keep by adding and subtracting is counted again here from the requests, one
+function per law. It holds after every event, before or after the outbox is drained.
+Letters as in state.py.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.core import FOREVER_NS, NONE, Command, KvPlace, Phases, RequestPhase, SlotState, Stage
+from runtime.pool.lists import BATCH, INCOMING, OUTGOING, PREFILL
+from runtime.pool.state import LISTS_PER_INSTANCE, State
+
+Array = npt.NDArray[Any]
+
+WAITING, READY, ROUTING = (LISTS_PER_INSTANCE + i for i in range(3))  # beside an instance's lists
+LIVE = (RequestPhase.WAITING, RequestPhase.READY, RequestPhase.RUNNING)
+ON_DEVICE = (KvPlace.DEVICE, KvPlace.MOVING_OUT, KvPlace.MOVING_IN)
+ON_HOST = (KvPlace.HOST, KvPlace.MOVING_OUT, KvPlace.MOVING_IN)
+ALLOWED = {  # kind of list: (phase, KV place) of its members
+    WAITING: ((RequestPhase.WAITING, KvPlace.NOWHERE),),
+    READY: ((RequestPhase.READY, KvPlace.DEVICE), (RequestPhase.READY, KvPlace.HOST)),
+    PREFILL: ((RequestPhase.RUNNING, KvPlace.NOWHERE),),
+    BATCH: ((RequestPhase.RUNNING, KvPlace.DEVICE),),
+    INCOMING: ((RequestPhase.RUNNING, KvPlace.MOVING_IN),),
+    OUTGOING: ((RequestPhase.READY, KvPlace.MOVING_OUT),),
+    ROUTING: ((RequestPhase.WAITING, KvPlace.NOWHERE), (RequestPhase.READY, KvPlace.HOST)),
+}
+STAGE_NEEDS = {Stage.KV_IN: INCOMING, Stage.PREFILL: PREFILL, Stage.DECODE: BATCH}
+
+
+class IntegrityError(AssertionError):
+    """Two places that must agree do not: one line with table, row, column and both values."""
+
+
+class View:
+    """What the laws share: each request's kind of list [N], its model or instance, its bytes."""
+
+    def __init__(self, state: State) -> None:
+        m, g = np.arange(len(state.models)), np.arange(len(state.instances))
+        turn_kinds = np.tile(np.arange(LISTS_PER_INSTANCE), len(g))
+        kinds = np.concatenate([m * 0 + WAITING, m * 0 + READY, turn_kinds, [ROUTING, NONE]])
+        owners = np.concatenate([m, m, np.repeat(g, LISTS_PER_INSTANCE), [NONE, NONE]])
+        self.state, self.requests = state, state.requests
+        self.pool, self.instances = state.pool[0], state.instances
+        self.kind, self.owner = kinds[state.requests["list"]], owners[state.requests["list"]]
+        self.is_open = (self.kind == WAITING) | (self.kind == READY)
+        self.in_turn = np.isin(self.kind, (PREFILL, BATCH, INCOMING))
+        self.context = state.requests["prompt_tokens"] + state.requests["emitted_tokens"]
+        self.kv_bytes = self.bytes_for(self.context)
+        reserved = self.pool["reserved_bytes"]
+        weights = np.append(state.models["weight_bytes"], state.models["weight_bytes"].min())
+        held = self.pool["vram_bytes"] - np.where(reserved > 0, reserved, weights)
+        self.capacity = (self.pool["kv_fraction"] * held).astype(np.int64)  # [M + 1]; last: most
+
+    def bytes_for(self, tokens: Array) -> Array:
+        blocks = -(-tokens // self.pool["block_tokens"])
+        return blocks * self.state.models["block_bytes"].take(self.requests["model"], mode="clip")
+
+    def total(self, index: Array, mask: Array, values: Array | int, size: int) -> Array:
+        """Sum of `values` [N] where `mask`, for each value 0..size-1 of `index`."""
+        sums = np.zeros(size, np.int64)
+        np.add.at(sums, index[mask], np.broadcast_to(values, mask.shape)[mask])
+        return sums
+
+    def on_device(self, mask: Array, values: Array | int) -> Array:
+        """Sum of `values` per instance [G] over requests that it owns."""
+        return self.total(self.requests["instance"], mask, values, len(self.instances))
+
+
+def fail(table: str, row: object, column: str, found: object, expected: object) -> None:
+    raise IntegrityError(f"{table}[{row}].{column} is {found}, expected {expected}")
+
+
+def equal(table: str, column: str, found: Any, expected: Any, where: Any = True) -> None:
+    """`found` equals `expected` in each row that `where` selects."""
+    found, expected, where = np.broadcast_arrays(found, expected, where)
+    for row in np.argwhere((found != expected) & where)[:1]:
+        at = tuple(row)
+        fail(table, ", ".join(map(str, row)), column, found[at], expected[at])
+
+
+def within(table: str, column: str, found: Any, low: Any, high: Any, where: Any = True) -> None:
+    """`low` <= `found` <= `high` in each row that `where` selects."""
+    found, low, high, where = np.broadcast_arrays(found, low, high, where)
+    for row in np.argwhere(((found < low) | (found > high)) & where)[:1]:
+        at = tuple(row)
+        fail(table, ", ".join(map(str, row)), column, found[at], f"{low[at]}..{high[at]}")
+
+
+def check_lists(state: State) -> None:
+    """Links run both ways; each live request is in the one list it names, others in none."""
+    following, before = state.requests["next"].tolist(), state.requests["prev"].tolist()
+    holder = np.full(len(following), NONE)
+    for lst, (head, tail, count) in enumerate(state.lists.tolist()):
+        last, r, length = NONE, head, 0
+        while r != NONE:
+            table, row, column = (
+                ("lists", lst, "head") if last == NONE else ("requests", last, "next")
+            )
+            if not 0 <= r < len(following) or holder[r] != NONE:
+                fail(table, row, column, r, "the slot of a request in no other place")
+            if before[r] != last:
+                fail("requests", r, "prev", before[r], last)
+            holder[r], last, r, length = lst, r, following[r], length + 1
+        if tail != last:
+            fail("lists", lst, "tail", tail, last)
+        if count != length:
+            fail("lists", lst, "count", count, length)
+    equal("requests", "list", state.requests["list"], holder)
+    within("requests", "phase", state.requests["phase"], 0, max(RequestPhase))
+    is_live = np.isin(state.requests["phase"], LIVE)
+    equal("requests", "phase in LIVE", is_live, holder != NONE)
+
+
+def check_free_chain(state: State) -> None:
+    """The free chain runs through exactly the FREE slots, each once."""
+    following = state.requests["next"].tolist()
+    is_chained = np.zeros(len(following), bool)
+    r = int(state.pool["free_head"][0])
+    while r != NONE:
+        if not 0 <= r < len(following) or is_chained[r]:
+            fail("pool", 0, "free_head", r, "a chain of free slots, each once")
+        is_chained[r], r = True, following[r]
+    is_free = state.requests["phase"] == RequestPhase.FREE
+    equal("requests", "phase == FREE", is_free, is_chained)
+    equal("pool", "in_flight", state.pool["in_flight"], np.count_nonzero(~is_free))
+
+
+def check_phases(view: View) -> None:
+    """A request's list fixes its phase and where its KV may be; outside lists it has none."""
+    requests = view.requests
+    for kind, allowed in ALLOWED.items():
+        for row in np.flatnonzero(view.kind == kind):
+            phase, kv = int(requests["phase"][row]), int(requests["kv"][row])
+            if (phase, kv) not in allowed:
+                names = " or ".join(f"{p.name}, {k.name}" for p, k in allowed)
+                fail("requests", row, "phase, kv", f"{phase}, {kv}", names)
+    equal("requests", "kv", requests["kv"], KvPlace.NOWHERE, view.kind == NONE)
+    may_linger = view.in_turn | (view.kind == OUTGOING)
+    equal(
+        "requests", "is_cancelled", requests["is_cancelled"], 0, (view.kind != NONE) & ~may_linger
+    )
+
+
+def check_owners(view: View) -> None:
+    """`model`, `instance` and `node` say what the list and the KV place say."""
+    requests, instances, state = view.requests, view.instances, view.state
+    live, kv = view.kind != NONE, requests["kv"]
+    within("requests", "model", requests["model"], 0, len(state.models) - 1, live)
+    equal("requests", "model", requests["model"], view.owner, view.is_open)
+    by_turn = view.in_turn | (view.kind == OUTGOING)
+    equal("requests", "instance", requests["instance"], view.owner, by_turn)
+    resident = (view.kind == READY) & (kv == KvPlace.DEVICE)
+    within("requests", "instance", requests["instance"], 0, len(instances) - 1, resident)
+    equal("requests", "instance", requests["instance"], NONE, live & ~by_turn & ~resident)
+    of_instance = instances["model"][requests["instance"]]
+    equal("requests", "model", requests["model"], of_instance, view.in_turn | resident)
+    on_host = live & np.isin(kv, ON_HOST)
+    within("requests", "node", requests["node"], 0, len(state.nodes) - 1, on_host)
+    near = instances["node"][requests["instance"]]
+    equal("requests", "node", requests["node"], near, view.kind == OUTGOING)
+
+
+def check_routes(view: View) -> None:
+    """A pull pool routes nothing; in a push pool open requests have a live instance."""
+    routes, is_push = view.requests["route"], view.pool["is_push"] != 0
+    live = view.kind != NONE
+    equal("requests", "route", routes, NONE, live & (~is_push | (view.kind == ROUTING)))
+    within("requests", "route", routes, 0, len(view.instances) - 1, view.is_open & is_push)
+    if view.pool["is_push"] == 0:
+        equal("lists", "count", view.state.lists["count"][-1:], 0)
+    routed = view.total(routes, view.is_open & (routes >= 0), 1, len(view.instances))
+    equal("instances", "routed", view.instances["routed"], routed)
+
+
+def check_tokens(view: View) -> None:
+    """Token counts and times are in order; KV exists only after a first token."""
+    requests, used = view.requests, view.requests["phase"] != RequestPhase.FREE
+    emitted, now = requests["emitted_tokens"], view.pool["now_ns"]
+    within("requests", "on_time_tokens", requests["on_time_tokens"], 0, emitted, used)
+    within("requests", "emitted_tokens", emitted, 1, FOREVER_NS, used & (requests["kv"] != 0))
+    first, last = requests["first_token_ns"], requests["last_token_ns"]
+    equal("requests", "first_token_ns", first, NONE, used & (emitted == 0))
+    within("requests", "first_token_ns", first, requests["arrival_ns"], last, used & (emitted > 0))
+    within("requests", "last_token_ns", last, requests["arrival_ns"], now, used)
+
+
+def check_device_memory(view: View) -> None:
+    """KV bytes of an instance: whole blocks of all it holds, moves in flight, prefill room."""
+    instances, kv = view.instances, view.requests["kv"]
+    promised, outgoing = instances["kv_promised_bytes"], view.kind == OUTGOING
+    held = view.on_device(np.isin(kv, ON_DEVICE), view.kv_bytes)
+    held += view.on_device(view.kind == PREFILL, view.bytes_for(view.context + 1))
+    equal("instances", "kv_used_bytes", instances["kv_used_bytes"], held - promised)
+    leaving = view.on_device(outgoing, view.kv_bytes)
+    equal("instances", "outgoing_bytes", instances["outgoing_bytes"], leaving)
+    blocked = np.isin(instances["stage"], (Stage.COMMANDED, Stage.BLOCKED)) & (leaving > 0)
+    within("instances", "kv_promised_bytes", promised, 0, np.where(blocked, FOREVER_NS, 0))
+    capacity = view.capacity[instances["model"]]  # no model: the last, the largest
+    within("instances", "kv_used_bytes", held - leaving, 0, capacity)
+    within("instances", "kv_used_bytes", instances["kv_used_bytes"], 0, view.capacity.max())
+    context = view.on_device(view.kind == BATCH, view.context)
+    equal("instances", "batch_context_tokens", instances["batch_context_tokens"], context)
+
+
+def check_host_memory(view: View) -> None:
+    """Host bytes of a node: the KV it holds or receives, and the weights it caches."""
+    state, nodes = view.state, view.state.nodes
+    on_host = np.isin(view.requests["kv"], ON_HOST)
+    held = view.total(view.requests["node"], on_host, view.kv_bytes, len(nodes))
+    equal("nodes", "host_kv_used_bytes", nodes["host_kv_used_bytes"], held)
+    within("nodes", "host_kv_used_bytes", held, 0, nodes["host_kv_bytes"])
+    cached = (state.hosted["is_cached"] != 0) @ state.models["weight_bytes"]
+    equal("nodes", "host_weight_used_bytes", nodes["host_weight_used_bytes"], cached)
+    within("nodes", "host_weight_used_bytes", cached, 0, nodes["host_weight_bytes"])
+
+
+def check_models(view: View) -> None:
+    """`claimable`, `running_on`, `prefetched_on`, and FOREVER exactly without open work."""
+    models, instances, slots = view.state.models, view.instances, view.state.slots
+    m = np.arange(len(models))[:, None]
+    equal("pool", "claimable", view.pool["claimable"], np.count_nonzero(view.is_open))
+    running = (instances["model"] == m) & (instances["stage"] >= Stage.COMMANDED)
+    equal("models", "running_on", models["running_on"], running.sum(1))
+    ahead = (slots["model"].ravel() == m) & (slots["is_ahead"].ravel() != 0)
+    equal("models", "prefetched_on", models["prefetched_on"], ahead.sum(1))
+    open_count = view.total(view.requests["model"], view.is_open, 1, len(models))
+    since = models["waiting_since_ns"]
+    equal("models", "waiting_since_ns", since, FOREVER_NS, open_count == 0)
+    within("models", "waiting_since_ns", since, 0, view.pool["now_ns"], open_count > 0)
+
+
+def check_slots(view: View) -> None:
+    """A model is at most once on an instance; the loading slot loads; the active one is its own."""
+    instances, slots = view.instances, view.state.slots
+    held, state, index = slots["model"], slots["state"], np.arange(slots.shape[1])
+    active, loading = instances["active_slot"], instances["loading_slot"]
+    for s in index:
+        twin = (held == held[:, s : s + 1]) & (held != NONE) & (index != s)
+        equal("slots", "model", held, NONE, twin)
+    equal("slots", "state", state == SlotState.EMPTY, held == NONE)
+    equal("slots", "state", state == SlotState.LOADING, index == loading[:, None])
+    equal("slots", "is_ahead", slots["is_ahead"], 0, (held == NONE) | (index == active[:, None]))
+    within("instances", "load_left_ns", instances["load_left_ns"], 0, FOREVER_NS, loading != NONE)
+    own = held[np.arange(len(instances)), active]
+    equal("instances", "active_slot", active == NONE, instances["model"] == NONE)
+    equal("instances", "model", instances["model"], own, active != NONE)
+    ready = state[np.arange(len(instances)), active]
+    equal("slots", "state", ready, SlotState.READY, instances["stage"] > Stage.COMMANDED)
+
+
+def check_stages(view: View) -> None:
+    """A stage has its work; without a turn nothing is owned, and a DOWN instance has nothing."""
+    instances, stage = view.instances, view.instances["stage"]
+    within("instances", "stage", stage, 0, max(Stage))
+    for needed, kind in STAGE_NEEDS.items():
+        size = view.on_device(view.kind == kind, 1)
+        within("instances", f"{needed.name} requests", size, 1, FOREVER_NS, stage == needed)
+    promised = instances["kv_promised_bytes"]
+    within("instances", "kv_promised_bytes", promised, 1, FOREVER_NS, stage == Stage.BLOCKED)
+    owned = view.on_device(view.in_turn, 1)
+    equal("instances", "owned requests", owned, 0, stage < Stage.COMMANDED)
+    down = stage == Stage.DOWN
+    for column, rest in (("kv_used_bytes", 0), ("model", NONE), ("loading_slot", NONE)):
+        equal("instances", column, instances[column], rest, down)
+    role = instances["role"]
+    equal("instances", "turn_phases", instances["turn_phases"] & ~role & Phases.BOTH, 0)
+
+
+def check_outbox(view: View) -> None:
+    """Queued commands fit the outbox and name a slot that ended, or an instance."""
+    count, size = int(view.pool["commands"]), len(view.state.outbox)
+    within("pool", "commands", count, 0, size)
+    commands = view.state.outbox[:count]
+    within("outbox", "kind", commands["kind"], 0, max(Command))
+    retires = commands["kind"] == Command.RETIRE
+    limit = np.where(retires, len(view.requests), len(view.instances)) - 1
+    within("outbox", "instance", commands["instance"], 0, limit)
+    for slot in commands["instance"][retires]:
+        within(
+            "requests", "phase", view.requests["phase"][slot], RequestPhase.DONE, RequestPhase.SHED
+        )
+
+
+LAWS = (
+    check_phases,
+    check_owners,
+    check_routes,
+    check_tokens,
+    check_device_memory,
+    check_host_memory,
+    check_models,
+    check_slots,
+    check_stages,
+    check_outbox,
+)
+
+
+def check_integrity(state: State) -> None:
+    """Raise IntegrityError for the first law that the state breaks."""
+    check_lists(state)
+    check_free_chain(state)
+    view = View(state)
+    for law in LAWS:
+        law(view)

@@ -1,0 +1,294 @@
+"""Random valid event sequences on small pools: the laws hold, nothing is stuck, replay is exact."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from runtime.core import (
+    FOREVER_NS,
+    NONE,
+    NS,
+    DecisionKind,
+    Dispatch,
+    EventKind,
+    Phases,
+    PrefetchMode,
+    RequestPhase,
+    SlotState,
+    Stage,
+)
+from runtime.pool.state import EVENT
+from runtime.pool.transitions import Outcome
+
+P, D, B = Phases.PREFILL, Phases.DECODE, Phases.BOTH
+PREFILL, BATCH, INCOMING, OUTGOING = range(4)
+LONGEST_RUN = 12  # steps
+LIVE = (RequestPhase.WAITING, RequestPhase.READY, RequestPhase.RUNNING)
+
+POOLS = st.fixed_dictionaries(
+    {
+        "instances_per_node": st.just(1),
+        "nodes": st.just(2),
+        "roles": st.sampled_from([(), (P, D), (D, B), (P, B)]),
+        "dispatch": st.sampled_from(Dispatch),
+        "prefetch": st.sampled_from(PrefetchMode),
+        "vram_bytes": st.sampled_from([440, 700, 4000]),
+        "host_kv_bytes": st.sampled_from([40, 200, 4000]),
+        "host_weight_bytes": st.sampled_from([50, 150, 4000]),
+        "weight_slots": st.sampled_from([1, 2]),
+        "slots_reserved": st.booleans(),
+        "lookahead_tokens": st.sampled_from([0, 6]),
+        "kv_reload_every_turn": st.booleans(),
+        "max_wait_s": st.sampled_from([0.0, 0.2]),
+        "max_queue": st.sampled_from([0, 3]),
+    }
+)
+SECONDS = st.sampled_from([0.001, 0.0107, 0.15])
+
+
+class Machine(RuleBasedStateMachine):
+    """A driver that reports, in any order a real one could, what instances do."""
+
+    def __init__(self, hand_pool: Any) -> None:
+        super().__init__()
+        self.hand_pool = hand_pool
+
+    @initialize(spec=POOLS, models=st.integers(1, 3), capacity=st.sampled_from([4, 8]))
+    def new_pool(self, spec: dict[str, Any], models: int, capacity: int) -> None:
+        weights = (100, 60, 100)[:models]
+        self.pool = self.hand_pool(weights=weights, capacity=capacity, **spec)
+        self.began_s = [0.0, 0.0]
+        self.longest = [0, 0]
+
+    # What the engine of an instance could report now.
+
+    def plan(self, g: int) -> None:
+        """The stage of g begins now; a run may be as long as its blocks fit."""
+        self.began_s[g] = self.pool.now_s
+        self.longest[g] = LONGEST_RUN
+        while self.longest[g] > 1 and self.growth(g, self.longest[g]) > self.free_bytes(g):
+            self.longest[g] -= 1
+
+    def growth(self, g: int, k: int) -> int:
+        grown = 0
+        for r in self.pool.owned(g, BATCH):
+            tokens = int(self.pool.req(r)["prompt_tokens"] + self.pool.req(r)["emitted_tokens"])
+            grown += (-(-(tokens + k) // 4) - -(-tokens // 4)) * 40
+        return grown
+
+    def free_bytes(self, g: int) -> int:
+        pool, inst = self.pool.state.pool[0], self.pool.inst(g)
+        weights = pool["reserved_bytes"] or self.pool.state.models["weight_bytes"][inst["model"]]
+        return int(pool["vram_bytes"] - weights - inst["kv_used_bytes"])
+
+    def due(self, g: int) -> EventKind | None:
+        """The report that ends the stage of g."""
+        stage, inst = self.pool.stage(g), self.pool.inst(g)
+        if stage == Stage.COMMANDED:
+            is_ready = self.pool.state.slots[g, inst["active_slot"]]["state"] == SlotState.READY
+            return EventKind.SWITCHED if is_ready else None
+        return {
+            Stage.KV_IN: EventKind.KV_IN_DONE,
+            Stage.PREFILL: EventKind.PREFILLED,
+            Stage.DECODE: EventKind.STEPS,
+            Stage.ENDING: EventKind.TURN_ENDED,
+        }.get(stage)
+
+    def report(self, g: int, n: int, seconds: float, ends: int) -> None:
+        """End the stage of g after `n` requests or steps; `ends` are the bits that finish."""
+        kind = self.due(g)
+        assert kind is not None
+        touched, fields = [], {}
+        if kind == EventKind.KV_IN_DONE:
+            fields["n"] = min(n, self.pool.size(g, INCOMING))
+        elif kind == EventKind.PREFILLED:
+            touched = self.pool.owned(g, PREFILL)[:n]
+            fields |= {"n": len(touched), "x": seconds}
+        elif kind == EventKind.STEPS:
+            touched = self.pool.owned(g, BATCH)
+            fields |= {"n": min(n, self.longest[g]), "x": seconds, "y": seconds / 64}
+        time_s = self.began_s[g]
+        if touched:
+            k = fields["n"] if kind == EventKind.STEPS else 1
+            time_s += seconds * k + fields.get("y", 0.0) * k * (k - 1) / 2 + 1e-9
+        self.pool.apply(kind, instance=g, at_s=max(self.pool.now_s, time_s), **fields)
+        for i, r in enumerate(touched):
+            if ends >> i & 1:
+                self.pool.apply(EventKind.FINISHED, request=r, instance=g)
+        self.pool.drain()
+        self.plan(g)
+
+    @precondition(lambda self: any(self.due(g) is not None for g in range(2)))
+    @rule(g=st.integers(0, 1), n=st.integers(1, 9), seconds=SECONDS, ends=st.integers(0, 15))
+    def stage_ends(self, g: int, n: int, seconds: float, ends: int) -> None:
+        g = g if self.due(g) is not None else 1 - g
+        self.report(g, n, seconds, ends)
+
+    def loads(self) -> list[int]:
+        inst = self.pool.state.instances
+        return np.flatnonzero((inst["loading_slot"] >= 0) & (inst["load_since_ns"] >= 0)).tolist()
+
+    @precondition(lambda self: self.loads())
+    @rule(i=st.integers(0, 1))
+    def weights_ready(self, i: int) -> None:
+        loads = self.loads()
+        self.pool.apply(EventKind.WEIGHTS_READY, instance=loads[i % len(loads)])
+        self.pool.drain()
+
+    def moves(self) -> list[int]:
+        return [g for g in range(2) if self.pool.size(g, OUTGOING)]
+
+    def kv_out(self, g: int, n: int) -> None:
+        was = self.pool.stage(g)
+        self.pool.apply(EventKind.KV_OUT_DONE, instance=g, n=min(n, self.pool.size(g, OUTGOING)))
+        self.pool.drain()
+        if self.pool.stage(g) != was:
+            self.plan(g)
+
+    @precondition(lambda self: self.moves())
+    @rule(i=st.integers(0, 1), n=st.integers(1, 4))
+    def kv_out_done(self, i: int, n: int) -> None:
+        moves = self.moves()
+        self.kv_out(moves[i % len(moves)], n)
+
+    # What comes from outside.
+
+    @rule(
+        model=st.integers(0, 2),
+        prompt=st.sampled_from([1, 4, 7, 13, 100]),
+        later_s=st.sampled_from([0.0, 0.003, 0.3]),
+        priority=st.integers(0, 1),
+    )
+    def arrival(self, model: int, prompt: int, later_s: float, priority: int) -> None:
+        model %= len(self.pool.state.models)
+        self.pool.arrive(model, prompt, at_s=self.pool.now_s + later_s, tag=priority)
+        self.pool.drain()
+
+    def live(self) -> list[int]:
+        return np.flatnonzero(np.isin(self.pool.state.requests["phase"], LIVE)).tolist()
+
+    @precondition(lambda self: self.live())
+    @rule(i=st.integers(0, 40), kind=st.sampled_from([EventKind.CANCEL, EventKind.EXPIRE]))
+    def request_ends(self, i: int, kind: EventKind) -> None:
+        live = self.live()
+        self.pool.apply(kind, request=live[i % len(live)])
+        self.pool.drain()
+
+    @rule(g=st.integers(0, 1))
+    def instance_fails_or_returns(self, g: int) -> None:
+        is_down = self.pool.stage(g) == Stage.DOWN
+        kind = EventKind.INSTANCE_JOINED if is_down else EventKind.INSTANCE_FAILED
+        assert self.pool.apply(kind, instance=g) == Outcome.OK
+        assert self.pool.apply(kind, instance=g) == Outcome.REFUSED
+        self.pool.drain()
+
+    # What a policy answers.
+
+    @rule(
+        pick=st.integers(0, 9),
+        phases=st.sampled_from(Phases),
+        quota_s=st.sampled_from([0.0, 0.02, 1e9]),
+        tag=st.sampled_from([NONE, NONE, 0, 1]),
+        joins=st.integers(0, 1),
+    )
+    def decide(self, pick: int, phases: Phases, quota_s: float, tag: int, joins: int) -> None:
+        kind, index = self.pool.decision()
+        if kind == DecisionKind.NONE:
+            return
+        event = self.pool.posed(kind, index)
+        if kind == DecisionKind.ROUTE:
+            event["tag"] = tag
+        else:
+            rows, overflow = self.pool.rows(kind, index)
+            assert rows
+            assert overflow == 0
+            event["model"] = rows[pick % len(rows)]
+            if kind == DecisionKind.TURN and pick < 9:
+                event["kind"], event["phases"] = EventKind.TURN, phases
+                event["quota_ns"], event["tag"] = round(quota_s * NS), tag
+                event["joins"] = joins
+            elif pick == 9:
+                event["model"] = NONE  # TURN: still the posed IDLE
+        outcome = self.pool.apply_record(event)
+        assert outcome == Outcome.OK or (phases, tag) != (Phases.BOTH, NONE)
+        self.pool.drain()
+
+    @rule(
+        kind=st.sampled_from([EventKind.TURN, EventKind.PREFETCH, EventKind.ROUTE, EventKind.IDLE]),
+        g=st.integers(0, 1),
+        model=st.integers(0, 2),
+        r=st.integers(0, 3),
+        phases=st.sampled_from(Phases),
+    )
+    def unasked_answer(self, kind: int, g: int, model: int, r: int, phases: Phases) -> None:
+        """An answer that nobody asked for, or that comes late, is applied whole or refused."""
+        model %= len(self.pool.state.models)
+        self.pool.apply(
+            kind, instance=g, model=model, request=r, phases=phases, quota_ns=FOREVER_NS
+        )
+        self.pool.drain()
+
+    # At the end: every request can still end, and the journal tells the whole story.
+
+    def step_to_end(self) -> bool:
+        """Let one thing happen; requests end at their first boundary. False: nothing can."""
+        for g in range(2):
+            if self.pool.stage(g) == Stage.DOWN:
+                self.instance_fails_or_returns(g)
+            elif self.due(g) is not None:
+                self.report(g, 9, 0.01, -1)
+            elif self.pool.size(g, OUTGOING):
+                self.kv_out(g, 99)
+            elif g in self.loads():
+                self.weights_ready(self.loads().index(g))
+            else:
+                continue
+            return True
+        kind, index = self.pool.decision()
+        if kind == DecisionKind.NONE:
+            return False
+        event = self.pool.posed(kind, index)
+        if kind == DecisionKind.TURN:
+            event["kind"], event["model"] = EventKind.TURN, self.pool.rows(kind, index)[0][0]
+        assert self.pool.apply_record(event) == Outcome.OK
+        self.pool.drain()
+        return True
+
+    def teardown(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        for _ in range(500):
+            if not self.step_to_end():
+                break
+        assert self.live() == []
+        assert int(self.pool.state.pool["in_flight"][0]) == 0
+        assert len(self.pool.ended) == self.pool.next_id
+        replayed = self.pool.replay()
+        for name in replayed.layout:
+            same = getattr(replayed, name).tobytes() == getattr(self.pool.state, name).tobytes()
+            assert same, f"replay differs in {name}"
+
+
+def test_machine_laws_hold_after_every_transition(hand_pool: Any) -> None:
+    run_state_machine_as_test(
+        lambda: Machine(hand_pool),
+        settings=settings(
+            max_examples=150,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_machine_events_hold_no_hidden_padding() -> None:
+    assert sum(EVENT[name].itemsize for name in EVENT.names) == EVENT.itemsize
