@@ -23,7 +23,10 @@ class PoolEnv(gym.Env[Observation, np.int64]):
     took, and `action_mask`.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012 (Gymnasium's contract)
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's contract)
+        "render_modes": ["ansi"],
+        "render_fps": 1,
+    }
 
     def __init__(
         self,

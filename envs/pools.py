@@ -1,6 +1,7 @@
 """A batch of emulated pools: the one core behind the single, vector and SB3 faces."""
 
 from collections.abc import Sequence
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -10,18 +11,21 @@ from envs.scenario import ScenarioSpec, sample
 from envs.stepping import Buffers, new_buffers, resume, start, step_pools
 from runtime.emulator.loop import Signal
 from runtime.emulator.tables import Sim, grow_slots
+from runtime.errors import UserError
 from runtime.pool.features import HIGH, LOW, F, I
 
 QUOTAS_S = (0.1, 0.4)
 ROWS = 32
+DRAWS = 1000  # windows to try for one with a decision
 Observation = dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int8]]
 
 
 def observation_space(rows: int, levels: int) -> spaces.Dict:
-    """rows [K, F], instance [I], globals [C], action_mask [K * Q + 1]; clipped as features say."""
+    """rows [K * F] (flat, as SB3 wants; `reshape(K, F)`), instance [I], globals [C], action_mask
+    [K * Q + 1]; clipped as features say."""
     return spaces.Dict(
         {
-            "rows": spaces.Box(np.tile(LOW[:F], (rows, 1)), np.tile(HIGH[:F], (rows, 1))),
+            "rows": spaces.Box(np.tile(LOW[:F], rows), np.tile(HIGH[:F], rows)),
             "instance": spaces.Box(LOW[F : F + I], HIGH[F : F + I]),
             "globals": spaces.Box(LOW[F + I :], HIGH[F + I :]),
             "action_mask": spaces.MultiBinary(rows * levels + 1),
@@ -42,7 +46,13 @@ class Pools:
     ) -> None:
         self.scenario, self.count, self.rows = scenario, count, rows
         self.quotas_s = tuple(quotas_s)
+        if count < 1 or rows < 1:
+            raise UserError(f"num_envs={count}, rows={rows}: expected 1 or more of each")
+        if not self.quotas_s or not all(0 < q < inf for q in self.quotas_s):
+            raise UserError(f"quotas_s={self.quotas_s}: expected one or more, each over 0 s")
+        self._reward_per_miss = -1.0 / scenario.deadline_rate
         self.buffers: Buffers = new_buffers(count, rows, self.quotas_s)
+        self.buffers.clocks["is_over"] = 1  # until the first reset
         self.sims: list[Sim | None] = [None] * count
         self.rngs = [np.random.default_rng() for _ in range(count)]
 
@@ -54,8 +64,11 @@ class Pools:
         self.rngs = [np.random.default_rng(seed) for seed in seeds]
 
     def reset(self, p: int) -> None:
-        """Draw a new episode for pool p; one that is over before its first decision is redrawn."""
-        while True:
+        """Draw a new episode for pool p; one that is over before its first decision is redrawn.
+
+        Raises UserError when that goes on: the scenario has next to no requests.
+        """
+        for _ in range(DRAWS):
             sim = sample(self.scenario, self.rngs[p])
             self.sims[p] = sim
             self.buffers.addresses[p] = sim.address
@@ -63,13 +76,24 @@ class Pools:
             self._grow(p)
             if not self.buffers.clocks["is_over"][p]:
                 return
+        raise UserError(
+            f"trace {self.scenario.trace.name}: none of {DRAWS} windows has a decision to take:"
+            " expected more requests, or longer episodes"
+        )
 
     def step(self, actions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Act in all pools that are not over; returns rewards [P]."""
+        """Act in all pools that are not over; returns rewards [P]. Raises UserError."""
+        if actions.shape != (self.count,) or not self._are_actions(actions):
+            raise UserError(
+                f"actions {actions!r}: expected {self.count} from 0 to {self.idle_action}"
+            )
         step_pools(self.buffers, actions)
         for p in np.flatnonzero(self.buffers.clocks["signal"] == Signal.SLOTS_FULL):
             self._grow(int(p))
-        return self.buffers.missed * (-1.0 / self.scenario.deadline_rate)
+        return self.buffers.missed * self._reward_per_miss
+
+    def _are_actions(self, actions: npt.NDArray[np.int64]) -> bool:
+        return bool(((actions >= 0) & (actions <= self.idle_action)).all())
 
     def _grow(self, p: int) -> None:
         while self.buffers.clocks["signal"][p] == Signal.SLOTS_FULL:
@@ -90,9 +114,8 @@ class Pools:
     def observation(self, p: int | slice) -> Observation:
         """A copy of what pool p (or a slice of pools) shows."""
         buffers = self.buffers
-        rows = buffers.rows[p].copy()
         return {
-            "rows": rows.reshape(*rows.shape[:-1], self.rows, F),
+            "rows": buffers.rows[p].copy(),
             "instance": buffers.instance[p].copy(),
             "globals": buffers.globals[p].copy(),
             "action_mask": buffers.mask[p].astype(np.int8),

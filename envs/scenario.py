@@ -1,6 +1,7 @@
 """Scenarios: which trace window, load and pool an episode plays, drawn from a seed."""
 
 from dataclasses import dataclass, field, replace
+from math import inf
 
 import numpy as np
 
@@ -39,18 +40,25 @@ class ScenarioSpec:
 
     def __post_init__(self) -> None:
         low, high = self.load_scale
-        if not 0 < low <= high:
+        for name in ("start_s", "warm_s"):
+            if not 0 <= getattr(self, name) < inf:
+                raise UserError(f"{name}={getattr(self, name)}: expected 0 or more seconds")
+        if not 0 < low <= high < inf:
             raise UserError(f"load_scale={self.load_scale}: expected 0 < low <= high")
-        if not 0 < self.shortest_s <= self.longest_s:
+        if not 0 < self.shortest_s <= self.longest_s < inf:
             raise UserError(
                 f"shortest_s={self.shortest_s}, longest_s={self.longest_s}:"
                 " expected 0 < shortest_s <= longest_s"
             )
         need = self.warm_s + self.longest_s
-        if self.stop_s - self.start_s < need * high:
+        if not self.stop_s - self.start_s >= need * high:
             raise UserError(
                 f"trace {self.trace.name}: window of {self.stop_s - self.start_s:.0f} s is shorter"
                 f" than warm_s + longest_s at load {high:g} ({need * high:.0f} s)"
+            )
+        if self.deadline_rate == 0:
+            raise UserError(
+                f"trace {self.trace.name}: no request from {self.start_s:g} to {self.stop_s:g} s"
             )
 
     @property

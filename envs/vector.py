@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from envs.pools import QUOTAS_S, ROWS, Observation, Pools, observation_space
 from envs.scenario import ScenarioSpec, demo_scenario
+from runtime.errors import UserError
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -33,7 +34,7 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
     ) -> None:
         mode = AutoresetMode(autoreset_mode)
         if mode is AutoresetMode.DISABLED:
-            raise ValueError("autoreset_mode=Disabled: expected NextStep or SameStep")
+            raise UserError("autoreset_mode=Disabled: expected NextStep or SameStep")
         self.pools = Pools(scenario or demo_scenario(), num_envs, rows=rows, quotas_s=quotas_s)
         self.num_envs, self.mode = num_envs, mode
         self.metadata = {"autoreset_mode": mode, "render_modes": []}
@@ -58,6 +59,8 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
     def step(
         self, actions: npt.NDArray[np.int64]
     ) -> tuple[Observation, npt.NDArray[np.float64], Bools, Bools, dict[str, Any]]:
+        if not self._is_seeded:
+            raise gym.error.ResetNeeded("no episode: call reset() before step()")
         ended = self.pools.is_over.copy()
         reward = self.pools.step(np.ascontiguousarray(actions, np.int64))
         dt_s = np.where(ended, 0.0, self.pools.dt_s)
@@ -107,6 +110,7 @@ class PoolVecEnv(VecEnv):
         self.returns = np.zeros(num_envs)
         self.lengths = np.zeros(num_envs, np.int64)
         self._seed: int | None = None
+        self.render_mode = None
         super().__init__(
             num_envs, self.vector.single_observation_space, self.vector.single_action_space
         )
@@ -147,7 +151,7 @@ class PoolVecEnv(VecEnv):
         self.vector.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [getattr(self, attr_name, None) for _ in self._get_indices(indices)]
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         setattr(self, attr_name, value)
