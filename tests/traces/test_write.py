@@ -67,10 +67,12 @@ def test_write_takes_an_ending_in_capitals(tmp_path: Path, trace: Trace) -> None
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_write_replaces_an_older_file(tmp_path: Path, trace: Trace, kind: str) -> None:
+def test_write_replaces_an_older_file_at_once(tmp_path: Path, trace: Trace, kind: str) -> None:
     path = tmp_path / f"t.{kind}"
     path.write_text("old")
-    write(trace, path)
+    with path.open() as reader:
+        write(trace, path)
+        assert reader.read() == "old"
     assert read(path).requests == 1
     assert list(tmp_path.iterdir()) == [path]
 
