@@ -33,6 +33,7 @@ from runtime.core import (
 )
 from runtime.emulator.loop import Signal, advance, answer
 from runtime.emulator.tables import Sim
+from runtime.errors import UserError
 from runtime.pool.candidates import can_route, has_turn_work
 from runtime.pool.costs import load_ns, step_s
 from runtime.pool.memory import bytes_for, capacity_bytes, context_tokens
@@ -231,10 +232,23 @@ def drive(sim: Sim, memory: AegaeonMemory) -> int:
 
 def split_roles(pool: PoolSpec) -> tuple[Phases, ...]:
     """6 of 16 instances prefill, spread over the nodes; every node keeps one of each if it can."""
-    per_node = pool.instances_per_node
-    prefills = min(max(1, round(PREFILL_SHARE * per_node)), max(1, per_node - 1))
-    node = (Phases.PREFILL,) * prefills + (Phases.DECODE,) * (per_node - prefills)
-    return node * pool.nodes
+    if pool.instances_per_node == 1:
+        return one_node_roles(pool.nodes)
+    return one_node_roles(pool.instances_per_node) * pool.nodes
+
+
+def one_node_roles(instances: int) -> tuple[Phases, ...]:
+    prefills = min(max(1, round(PREFILL_SHARE * instances)), instances - 1)
+    return (Phases.PREFILL,) * prefills + (Phases.DECODE,) * (instances - prefills)
+
+
+def check_roles(pool: PoolSpec) -> None:
+    """Raises UserError unless each instance either prefills or decodes, and there are both."""
+    if pool.instances < 2:
+        raise UserError(f"policy aegaeon: pool {pool.name} has 1 instance, expected 2 or more")
+    if pool.roles and set(pool.roles) != {Phases.PREFILL, Phases.DECODE}:
+        found = ", ".join(role.name for role in pool.roles)
+        raise UserError(f"policy aegaeon: pool.roles is {found}: expected PREFILL and DECODE ones")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,8 +258,7 @@ class Aegaeon:
     name: str = "aegaeon"
 
     def configure(self, pool: PoolSpec) -> PoolSpec:
-        if pool.instances < 2:
-            raise ValueError(f"policy aegaeon: pool {pool.name} has 1 instance, expected 2 or more")
+        check_roles(pool)
         artifact = pool.sosp25_rules
         return replace(
             pool,

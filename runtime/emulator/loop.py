@@ -18,7 +18,7 @@ from runtime.core import (
 from runtime.emulator.physics import cut_run, plan_load, plan_move_out, plan_stage
 from runtime.emulator.tables import Sim
 from runtime.pool import lists
-from runtime.pool.candidates import first_route, next_decision, pose
+from runtime.pool.candidates import next_decision, pose
 from runtime.pool.transitions import Outcome, apply, release
 from runtime.slo import qos_of
 
@@ -119,7 +119,7 @@ def _fire(sim: Sim, time_ns: int, kind: int, index: int) -> None:
     event.time_ns, event.kind = time_ns, kind
     event.id, event.tag, event.n, event.quota_ns = NONE, NONE, 0, 0
     event.instance, event.model, event.request = NONE, NONE, NONE
-    event.x, event.y, event.phases, event.joins = 0.0, 0.0, 0, 0
+    event.x, event.y, event.phases, event.joins, event.is_fallback = 0.0, 0.0, 0, 0, 0
     if kind == EventKind.ARRIVAL:
         _arrive(sim, index)
         return
@@ -272,25 +272,40 @@ def keep_unfinished(sim: Sim) -> None:
             keep(sim, r)
 
 
+@inner
+def is_answer(sim: Sim) -> bool:
+    """Does `sim.event` answer the question that was posed, with indices in range?"""
+    event, control = sim.event[0], sim.control[0]
+    decision, index = control.decision_kind, control.decision_index
+    if decision == DecisionKind.ROUTE:
+        is_known = 0 <= event.instance < sim.state.instances.shape[0]
+        return event.kind == EventKind.ROUTE and event.request == index and is_known
+    if event.instance != index:
+        return False
+    is_known = event.model < sim.state.models.shape[0]
+    if decision == DecisionKind.PREFETCH:
+        return event.kind == EventKind.PREFETCH and event.model >= NONE and is_known
+    if event.kind == EventKind.TURN:
+        return event.quota_ns > 0 and event.model >= 0 and is_known
+    return event.kind == EventKind.IDLE
+
+
 @kernel
 def answer(sim: Sim) -> int:
     """Apply the policy's answer in `sim.event` (TURN, IDLE, PREFETCH, ROUTE) at the present time.
 
-    What is refused is replaced, so that no answer can stop the clock: a TURN by IDLE, a PREFETCH
-    by none, a ROUTE by the first instance that may take it. The refusal is counted.
+    What is refused is replaced by the plainest answer, marked as a fallback, so that no answer can
+    stop the clock: IDLE, no prefetch, the first instance that may take it. Refusals are counted.
     """
-    event = sim.event[0]
-    event.time_ns = sim.state.pool[0].now_ns
-    outcome = commit(sim)
+    event, state, control = sim.event[0], sim.state, sim.control[0]
+    event.time_ns = state.pool[0].now_ns
+    outcome = Outcome.REFUSED.value
+    if is_answer(sim):
+        outcome = commit(sim)
+    else:
+        control.refused += 1
     if outcome != Outcome.OK:
-        if event.kind == EventKind.PREFETCH:
-            event.model = NONE
-            commit(sim)
-        elif event.kind == EventKind.ROUTE:
-            event.request = sim.control[0].decision_index
-            event.instance = first_route(sim.state, event.request)
-            commit(sim)
-        else:
-            event.kind = EventKind.IDLE
-            commit(sim)
+        pose(state, control.decision_kind, control.decision_index, event)
+        event.is_fallback = 1
+        commit(sim)
     return outcome

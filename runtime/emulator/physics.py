@@ -137,8 +137,12 @@ def plan_move_out(sim: Sim, g: int) -> None:
     outgoing = lists.instance_list(state, g, lists.OUTGOING)
     if timer.out_ns != FOREVER_NS or lists.count(state, outgoing) == 0:
         return
+    moved = 0
+    r = lists.first(state, outgoing)
+    while r >= 0:
+        moved += moved_bytes(state, r)
+        r = state.requests[r].next
     timer.out_n = lists.count(state, outgoing)
-    moved = state.instances[g].outgoing_bytes
     timer.out_ns = state.pool[0].now_ns + kv_out_ns(state, moved)
 
 

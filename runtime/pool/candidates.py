@@ -13,6 +13,7 @@ from runtime.core import (
     NONE,
     DecisionKind,
     EventKind,
+    KvPlace,
     Masked,
     Phases,
     RequestPhase,
@@ -205,9 +206,11 @@ def asks_prefetch(state: State, g: int) -> bool:
 
 @kernel
 def can_route(state: State, r: int, g: int) -> bool:
-    """May a push policy send r to g?"""
-    inst = state.instances[g]
-    phase = Phases.PREFILL if state.requests[r].phase == RequestPhase.WAITING else Phases.DECODE
+    """May a push policy send r to g? Its KV in host memory must be within reach."""
+    inst, req = state.instances[g], state.requests[r]
+    if req.kv == KvPlace.HOST and req.node != inst.node and state.pool[0].network_bytes_s <= 0.0:
+        return False
+    phase = Phases.PREFILL if req.phase == RequestPhase.WAITING else Phases.DECODE
     return bool(inst.stage != Stage.DOWN and (inst.role & phase) != 0)
 
 
