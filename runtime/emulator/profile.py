@@ -54,7 +54,11 @@ def load_profile(name: str) -> Profile:
         path = Path(name)
         if not path.is_file():
             raise UserError(f"profile={name}: no such file")
-        return parse_profile(path.read_text(), name)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"profile={name}: not UTF-8 text at byte {error.start}") from None
+        return parse_profile(text, name)
     if name not in shipped_profiles():
         raise UserError(f"profile={name}: {nearest(name, shipped_profiles())}")
     return parse_profile(files("runtime.profiles").joinpath(f"{name}.json").read_text(), name)
@@ -71,18 +75,24 @@ def parse_profile(text: str, origin: str) -> Profile:
     for key in ("name", "gpu", "kind", "source", "models"):
         if key not in data:
             raise UserError(f"profile {origin}: key {key!r} is missing")
-    checkpoints = tuple(data["models"])
+    models = data["models"]
+    if not isinstance(models, dict) or not models:
+        raise UserError(f"profile {origin}: models={models!r}: expected costs by checkpoint")
+    checkpoints = tuple(models)
     costs = np.zeros(len(checkpoints), COST)
     for row, checkpoint in enumerate(checkpoints):
+        if not isinstance(models[checkpoint], dict):
+            found = repr(models[checkpoint])
+            raise UserError(f"profile {origin}: {checkpoint}={found}: expected columns of seconds")
         for column in COST.names or ():
-            costs[column][row] = _number(data["models"][checkpoint], column, origin, checkpoint)
+            costs[column][row] = _number(models[checkpoint], column, origin, checkpoint)
     return Profile(data["name"], data["gpu"], data["kind"], data["source"], checkpoints, costs)
 
 
 def _number(entry: dict[str, object], column: str, origin: str, checkpoint: str) -> float:
     value = entry.get(column)
     where = f"profile {origin}: {checkpoint}.{column}"
-    if not isinstance(value, int | float) or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
         raise UserError(f"{where}={value!r}: expected a number of seconds")
     if value < 0 and column != "prefill_token2_s":  # the artifact's own fits are slightly concave
         raise UserError(f"{where}={value!r}: expected a non-negative number of seconds")

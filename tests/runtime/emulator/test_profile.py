@@ -1,0 +1,135 @@
+"""Latency profiles: shipped ones parse and respect the hardware; bad ones name the key."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.catalog import CHECKPOINTS
+from runtime.core import ModelSpec
+from runtime.emulator.profile import SCHEMA, load_profile, parse_profile, shipped_profiles
+from runtime.errors import UserError
+from runtime.pool.state import COST
+
+HBM_BYTES_S = {"H100-SXM-80GB": 3.35e12, "H200-SXM-141GB": 4.8e12, "A100-SXM-80GB": 2.04e12}
+PEAK_FLOPS = {"H100-SXM-80GB": 989e12, "H200-SXM-141GB": 989e12, "A100-SXM-80GB": 312e12}
+SETS = [(name, row) for name in shipped_profiles() for row in load_profile(name).checkpoints]
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    plain = dict.fromkeys(COST.names or (), 0.5)
+    return {**plain, "source": "a test", "error_pct": ""} | changes
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    plain = {"schema": SCHEMA, "name": "p", "gpu": "none", "kind": "measured", "source": "a test"}
+    return plain | {"models": {"tiny-random": entry()}} | changes
+
+
+def test_shipped_profiles_are_those_of_the_package() -> None:
+    assert shipped_profiles() == ("a100", "h100", "h100_sosp25", "h200")
+
+
+@pytest.mark.parametrize("name", shipped_profiles())
+def test_shipped_profile_parses_and_states_its_provenance(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    assert profile.kind in ("derived", "measured")
+    assert profile.source
+    assert profile.gpu in HBM_BYTES_S
+    assert set(profile.checkpoints) <= set(CHECKPOINTS)
+    assert profile.costs.shape == (len(profile.checkpoints),)
+
+
+@pytest.mark.parametrize(("name", "checkpoint"), SETS)
+def test_shipped_decode_step_reads_all_weights_and_its_kv(name: str, checkpoint: str) -> None:
+    """No fit beats the memory: weights once a step, KV once a step and context token."""
+    profile = load_profile(name)
+    cost, shape = profile.costs[profile.checkpoints.index(checkpoint)], CHECKPOINTS[checkpoint]
+    bandwidth = HBM_BYTES_S[profile.gpu]
+    for batch, context in ((1, 1), (1, 2048), (32, 32 * 1024), (64, 64 * 2048)):
+        step_s = cost["decode_s"] + cost["decode_context_s"] * context
+        step_s += cost["decode_batch_s"] * batch
+        floor_s = (shape.weight_bytes + shape.kv_token_bytes * context) / bandwidth
+        assert step_s >= floor_s, (batch, context)
+
+
+@pytest.mark.parametrize("tokens", [128, 512, 2048])
+@pytest.mark.parametrize(("name", "checkpoint"), SETS)
+def test_shipped_prefill_computes_all_weights(name: str, checkpoint: str, tokens: int) -> None:
+    """2 FLOP a weight and token: with bf16 weights, as many FLOP a token as weight bytes."""
+    profile = load_profile(name)
+    cost, shape = profile.costs[profile.checkpoints.index(checkpoint)], CHECKPOINTS[checkpoint]
+    took_s = cost["prefill_s"] + cost["prefill_token_s"] * tokens
+    took_s += cost["prefill_token2_s"] * tokens**2
+    assert took_s >= shape.weight_bytes * tokens / PEAK_FLOPS[profile.gpu]
+
+
+def test_profile_is_read_from_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(document(name="mine")))
+    assert load_profile(str(path)).name == "mine"
+    with pytest.raises(UserError, match=r"no such file"):
+        load_profile(str(tmp_path / "absent.json"))
+    path.write_bytes(b'{"name": "\xff"}')
+    with pytest.raises(UserError, match=r"not UTF-8 text at byte 10"):
+        load_profile(str(path))
+
+
+def test_profile_name_that_is_unknown_gets_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"profile=h1000: did you mean 'h100'"):
+        load_profile("h1000")
+
+
+def test_table_gives_each_model_the_costs_of_its_checkpoint() -> None:
+    models = {"tiny-random": entry(decode_s=1.0), "Qwen3-8B": entry(decode_s=2.0)}
+    profile = parse_profile(json.dumps(document(models=models)), "p")
+    specs = [
+        ModelSpec(name="m", checkpoint=c, weight_bytes=1, kv_token_bytes=1)
+        for c in ("Qwen3-8B", "tiny-random", "Qwen3-8B")
+    ]
+    table = profile.table(tuple(specs))
+    assert table["decode_s"].tolist() == [[2.0, 1.0, 2.0]]
+    table["decode_s"] = 9.0
+    assert profile.costs["decode_s"].tolist() == [1.0, 2.0]
+
+
+def without(key: str) -> dict[str, Any]:
+    return {k: v for k, v in document().items() if k != key}
+
+
+def with_entry(**changes: Any) -> dict[str, Any]:
+    return document(models={"tiny-random": entry(**changes)})
+
+
+BAD = [
+    ("{", "not JSON at line 1"),
+    ("[]", "schema is not"),
+    (json.dumps(document(schema="other/2")), "schema is not"),
+    *[(json.dumps(without(k)), f"key '{k}'") for k in ("name", "gpu", "kind", "source", "models")],
+    (json.dumps(document(models=[1])), "models=[1]"),
+    (json.dumps(document(models={})), "models={}"),
+    (json.dumps(document(models={"tiny-random": 3})), "tiny-random=3"),
+    (json.dumps(with_entry(decode_s="fast")), "tiny-random.decode_s='fast'"),
+    (json.dumps(with_entry(decode_s=None)), "tiny-random.decode_s=None"),
+    (json.dumps(with_entry(decode_s=True)), "tiny-random.decode_s=True"),
+    (json.dumps(with_entry(prefill_s=-1.0)), "tiny-random.prefill_s=-1.0"),
+    (json.dumps(with_entry(decode_batch_s=float("nan"))), "tiny-random.decode_batch_s=nan"),
+    (json.dumps(with_entry(decode_context_s=float("inf"))), "tiny-random.decode_context_s=inf"),
+]
+
+
+@pytest.mark.parametrize(("text", "named"), BAD, ids=[named for _, named in BAD])
+def test_bad_profile_is_named_in_one_line(text: str, named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_profile(text, "mine.json")
+    message = str(caught.value)
+    assert message.startswith("profile mine.json: ")
+    assert named in message
+    assert "\n" not in message
+
+
+def test_squared_token_cost_may_be_negative() -> None:
+    profile = parse_profile(json.dumps(with_entry(prefill_token2_s=-1e-9)), "p")
+    assert profile.costs["prefill_token2_s"][0] == -1e-9
