@@ -250,7 +250,8 @@ def check_slots(view: View) -> None:
     equal("instances", "active_slot", active == NONE, instances["model"] == NONE)
     equal("instances", "model", instances["model"], own, active != NONE)
     ready = state[np.arange(len(instances)), active]
-    equal("slots", "state", ready, SlotState.READY, instances["stage"] > Stage.COMMANDED)
+    in_place = instances["stage"] > Stage.COMMANDED
+    equal("instances", "active_slot's state", ready, SlotState.READY, in_place)
 
 
 def check_stages(view: View) -> None:

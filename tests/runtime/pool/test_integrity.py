@@ -132,7 +132,7 @@ def test_corrupt_request_is_named(
         ("nodes", 1, "host_weight_bytes", 1, "host_weight_used_bytes is 300, expected 0..1"),
         ("hosted", (1, 2), "is_cached", 0, "nodes[1].host_weight_used_bytes is 300, expected 200"),
         ("pool", 0, "vram_bytes", 300, "instances[0].kv_used_bytes is"),
-        ("slots", (0, 1), "model", 1, "slots[0, 0].model is 1, expected -1"),
+        ("slots", (0, 1), "model", 1, "slots[0, 1].model is 1, expected -1"),
         ("slots", (0, 1), "state", 1, "slots[0, 1].state is True, expected False"),
         ("slots", (1, 0), "state", 2, "slots[1, 0].state is False, expected True"),
         ("slots", (1, 0), "is_ahead", 1, "slots[1, 0].is_ahead is 1, expected 0"),

@@ -1,0 +1,237 @@
+"""Which decision is due, and which rows it offers, with the reason for each one it does not."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime.core import (
+    NONE,
+    DecisionKind,
+    Dispatch,
+    EventKind,
+    Masked,
+    Phases,
+    PrefetchMode,
+    Stage,
+)
+from runtime.pool.candidates import can_route, fill_rows, first_route, has_turn_work, row_mask
+
+TURN, PREFETCH, ROUTE = DecisionKind.TURN, DecisionKind.PREFETCH, DecisionKind.ROUTE
+P, D, B = Phases.PREFILL, Phases.DECODE, Phases.BOTH
+
+
+def mask(pool: Any, kind: DecisionKind, g: int, m: int) -> Masked:
+    return Masked(row_mask(pool.state, kind, g, m))
+
+
+def test_a_model_without_requests_has_no_work(hand_pool: Any) -> None:
+    pool = hand_pool()
+    assert mask(pool, TURN, 0, 0) == Masked.NO_WORK
+    pool.arrive(0)
+    assert mask(pool, TURN, 0, 0) == Masked.OPEN
+    assert mask(pool, TURN, 0, 1) == Masked.NO_WORK
+    assert pool.rows(TURN, 0) == ([0], 0)
+
+
+def test_a_model_whose_requests_a_turn_owns_is_taken(hand_pool: Any) -> None:
+    pool = hand_pool(instances_per_node=2)
+    pool.arrive(0)
+    pool.turn(0, 0)
+    assert mask(pool, TURN, 1, 0) == Masked.TAKEN
+
+
+def test_residents_of_another_instance_are_taken(hand_pool: Any) -> None:
+    pool = hand_pool(instances_per_node=2)
+    pool.arrive(0)
+    pool.serve(0, 0)
+    assert (mask(pool, TURN, 1, 0), mask(pool, TURN, 0, 0)) == (Masked.TAKEN, Masked.OPEN)
+
+
+def test_roles_mask_work_they_cannot_do(hand_pool: Any) -> None:
+    pool = hand_pool(instances_per_node=2, roles=(P, D))
+    pool.arrive(0)
+    assert (mask(pool, TURN, 0, 0), mask(pool, TURN, 1, 0)) == (Masked.OPEN, Masked.WRONG_ROLE)
+    pool.serve(0, 0)
+    pool.apply(EventKind.KV_OUT_DONE, instance=0, n=1)
+    assert (mask(pool, TURN, 0, 0), mask(pool, TURN, 1, 0)) == (Masked.WRONG_ROLE, Masked.OPEN)
+
+
+def test_pushed_requests_are_open_only_where_they_were_routed(hand_pool: Any) -> None:
+    pool = hand_pool(dispatch=Dispatch.PUSH, instances_per_node=2)
+    r = pool.arrive(0)
+    assert pool.rows(TURN, 0) == ([], 0)
+    pool.apply(EventKind.ROUTE, request=r, instance=1)
+    assert (mask(pool, TURN, 0, 0), mask(pool, TURN, 1, 0)) == (Masked.TAKEN, Masked.OPEN)
+
+
+@pytest.mark.parametrize(("network_bytes_s", "is_open"), [(10.0, True), (0.0, False)])
+def test_kv_of_another_node_needs_a_network(
+    hand_pool: Any, network_bytes_s: float, is_open: bool
+) -> None:
+    pool = hand_pool(nodes=2, network_bytes_s=network_bytes_s, kv_reload_every_turn=True)
+    pool.arrive(0)
+    pool.serve(0, 0)
+    pool.apply(EventKind.KV_OUT_DONE, instance=0, n=1)
+    assert has_turn_work(pool.state, 0, 0, B, NONE)
+    assert has_turn_work(pool.state, 1, 0, B, NONE) == is_open
+
+
+def test_a_prefetch_of_the_active_model_is_in_place(hand_pool: Any) -> None:
+    pool = hand_pool()
+    pool.arrive(0)
+    pool.start(0, 0, joins=0)
+    pool.arrive(0)
+    pool.arrive(1)
+    assert mask(pool, PREFETCH, 0, 0) == Masked.IN_PLACE
+    assert pool.rows(PREFETCH, 0) == ([1], 0)
+    pool.apply(EventKind.PREFETCH, instance=0, model=1)
+    assert mask(pool, PREFETCH, 0, 1) == Masked.OPEN  # what was prefetched may be kept
+
+
+def urgent_pool(hand_pool: Any, **changes: Any) -> Any:
+    """Six models; model m's one request is due later the smaller m is, but 5 is last of all."""
+    pool = hand_pool(weights=(10,) * 6, **changes)
+    for m in (4, 3, 2, 1, 0, 5):
+        pool.arrive(m, at_s=pool.now_s + 0.1)
+    return pool
+
+
+@pytest.mark.parametrize(
+    ("k", "rows"), [(6, [0, 1, 2, 3, 4, 5]), (5, [0, 1, 2, 3, 4]), (3, [2, 3, 4]), (1, [4])]
+)
+def test_overflow_keeps_the_most_urgent_in_model_order(
+    hand_pool: Any, k: int, rows: list[int]
+) -> None:
+    assert urgent_pool(hand_pool).rows(TURN, 0, k) == (rows, 6 - k)
+
+
+def test_urgency_is_the_next_deadline_not_the_age(hand_pool: Any) -> None:
+    """An old request with many tokens emitted is due later than a young one without any."""
+    pool = hand_pool()
+    pool.arrive(0)
+    pool.start(0, 0)
+    pool.prefill(0)
+    pool.steps(0, 30)  # due at 1 + 31 * 0.1 s
+    for r in pool.owned(0, 1):
+        assert pool.req(r)["emitted_tokens"] == 31
+    pool.apply(EventKind.TURN_ENDED, instance=0)
+    pool.arrive(1, at_s=2.0)  # due at 3 s
+    assert pool.rows(TURN, 0, 1) == ([1], 1)
+
+
+@pytest.mark.parametrize(("now_s", "rows"), [(0.4, [0, 1]), (0.6, [0]), (2.0, [0, 1])])
+def test_a_starving_model_must_be_served(hand_pool: Any, now_s: float, rows: list[int]) -> None:
+    """0.5 s is the bound; model 0 waits since 0 s, model 1 since 0.2 s."""
+    pool = hand_pool(weights=(10, 10, 10), max_wait_s=0.5)
+    pool.arrive(0)
+    pool.arrive(1, at_s=0.2)
+    pool.apply(EventKind.CANCEL, request=pool.arrive(2, at_s=now_s))
+    assert pool.rows(TURN, 0) == (rows, 0)
+
+
+def test_starvation_displaces_rows_and_overflow(hand_pool: Any) -> None:
+    pool = hand_pool(weights=(10,) * 4, max_wait_s=0.5)
+    pool.arrive(2)
+    for m in (0, 1, 3):
+        pool.arrive(m, at_s=0.6)
+    assert pool.rows(TURN, 0, 1) == ([2], 0)
+
+
+def test_without_a_bound_nothing_starves(hand_pool: Any) -> None:
+    pool = hand_pool()
+    pool.arrive(0)
+    pool.arrive(1, at_s=1e6)
+    assert pool.rows(TURN, 0) == ([0, 1], 0)
+
+
+def test_routes_come_before_turns_before_prefetches(hand_pool: Any) -> None:
+    pool = hand_pool(dispatch=Dispatch.PUSH, instances_per_node=2)
+    first, second, third = pool.arrive(0), pool.arrive(1), pool.arrive(1)
+    assert pool.decision() == (ROUTE, first)
+    pool.apply(EventKind.ROUTE, request=first, instance=1)
+    assert pool.decision() == (ROUTE, second)
+    for r in (second, third):
+        pool.apply(EventKind.ROUTE, request=r, instance=1)
+    assert pool.decision() == (TURN, 1)
+    assert pool.stage(0) == Stage.IDLE
+    pool.start(1, 0)
+    assert pool.decision() == (PREFETCH, 1)
+    pool.apply(EventKind.PREFETCH, instance=1, model=NONE)
+    assert pool.decision() == (DecisionKind.NONE, NONE)
+
+
+def test_idle_lasts_until_something_changes(hand_pool: Any) -> None:
+    pool = hand_pool()
+    pool.arrive(0)
+    assert pool.decision() == (TURN, 0)
+    pool.apply(EventKind.IDLE, instance=0)
+    assert pool.decision() == (DecisionKind.NONE, NONE)
+    pool.arrive(1)
+    assert pool.decision() == (TURN, 0)
+
+
+def test_a_declined_prefetch_is_asked_again_after_an_arrival(hand_pool: Any) -> None:
+    pool = hand_pool()
+    pool.arrive(0)
+    pool.start(0, 0)
+    pool.arrive(1)
+    assert pool.decision() == (PREFETCH, 0)
+    pool.apply(EventKind.PREFETCH, instance=0, model=NONE)
+    assert pool.decision() == (DecisionKind.NONE, NONE)
+    pool.arrive(1)
+    assert pool.decision() == (PREFETCH, 0)
+    pool.apply(EventKind.PREFETCH, instance=0, model=1)
+    assert pool.decision() == (DecisionKind.NONE, NONE)  # a load is under way
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"prefetch": PrefetchMode.NONE}, {"prefetch": PrefetchMode.RETROACTIVE}, {"weight_slots": 1}],
+)
+def test_pools_that_cannot_prefetch_are_not_asked(hand_pool: Any, changes: dict[str, Any]) -> None:
+    pool = hand_pool(**changes)
+    pool.arrive(0)
+    pool.start(0, 0)
+    pool.arrive(1)
+    assert pool.decision() == (DecisionKind.NONE, NONE)
+
+
+def test_a_route_needs_a_live_instance_of_the_right_role(hand_pool: Any) -> None:
+    pool = hand_pool(dispatch=Dispatch.PUSH, instances_per_node=3, roles=(D, P, B))
+    r = pool.arrive(0)
+    assert [can_route(pool.state, r, g) for g in range(3)] == [False, True, True]
+    assert first_route(pool.state, r) == 1
+    pool.apply(EventKind.INSTANCE_FAILED, instance=1)
+    assert first_route(pool.state, r) == 2
+    pool.apply(EventKind.INSTANCE_FAILED, instance=2)
+    assert first_route(pool.state, r) == NONE
+    assert pool.decision()[0] == DecisionKind.NONE
+
+
+@pytest.mark.parametrize("kind", [TURN, PREFETCH])
+def test_pose_is_the_answer_that_changes_nothing(hand_pool: Any, kind: DecisionKind) -> None:
+    pool = hand_pool()
+    pool.arrive(0, at_s=2.0)
+    event = pool.posed(kind, 0)[0]
+    expected = EventKind.IDLE if kind == TURN else EventKind.PREFETCH
+    assert (event["kind"], event["instance"], event["model"]) == (expected, 0, NONE)
+    assert event["time_ns"] == pool.state.pool["now_ns"][0]
+    assert (event["tag"], event["joins"], event["phases"]) == (NONE, 1, B)
+
+
+def test_pose_of_a_route_takes_the_first_instance(hand_pool: Any) -> None:
+    pool = hand_pool(dispatch=Dispatch.PUSH, instances_per_node=2, roles=(D, P))
+    pool.arrive(0)
+    r = pool.arrive(0)
+    event = pool.posed(ROUTE, r)[0]
+    assert (event["kind"], event["request"], event["instance"]) == (EventKind.ROUTE, r, 1)
+    assert event["id"] == 1
+
+
+def test_rows_beyond_the_count_are_left_alone(hand_pool: Any) -> None:
+    pool = hand_pool()
+    pool.arrive(1)
+    rows = np.full(4, -7, np.int64)
+    assert fill_rows(pool.state, TURN, 0, rows) == (1, 0)
+    assert rows.tolist() == [1, -7, -7, -7]
