@@ -119,7 +119,7 @@ def test_corrupt_request_is_named(
         ("instances", 0, "stage", Stage.DECODE, "DECODE requests is 0, expected 1.."),
         ("instances", 0, "stage", Stage.IDLE, "models[0].running_on is 1, expected 0"),
         ("instances", 0, "stage", 99, "instances[0].stage is 99, expected 0..8"),
-        ("instances", 0, "stage", Stage.BLOCKED, "kv_promised_bytes is 0, expected 1.."),
+        ("instances", 0, "stage", Stage.BLOCKED, "outgoing_bytes is 0, expected 1.."),
         ("instances", 0, "role", 1, "instances[0].turn_phases is 2, expected 0"),
         ("models", 0, "running_on", 0, "models[0].running_on is 0, expected 1"),
         ("models", 1, "prefetched_on", 0, "models[1].prefetched_on is 0, expected 1"),

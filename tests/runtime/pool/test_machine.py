@@ -266,6 +266,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
             return
+        self.arrival(0, 1, 0.0, 0)  # wakes instances that a policy left idle
         for _ in range(500):
             if not self.step_to_end():
                 break
