@@ -50,7 +50,7 @@ class Stage(IntEnum):
     FREE = 1  # at a token boundary, a decision is due
     IDLE = 2  # the policy chose to wait until something changes
     COMMANDED = 3  # a turn was ordered; its weights are not in place yet
-    BLOCKED = 4  # KV of the last model must leave before KV of this one fits
+    BLOCKED = 4  # KV must leave before this turn's fits, or before its batch can grow
     KV_IN = 5
     PREFILL = 6
     DECODE = 7

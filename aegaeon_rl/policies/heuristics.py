@@ -12,7 +12,7 @@ def fcfs() -> Index:
 def least_slack() -> Index:
     """The model whose next deadline, after the switch, is nearest; late ones last."""
     nearest = {"slack_min": -1.0, "all_late": -5.0}
-    return Index(name="least_slack", turn=nearest, prefetch=nearest, quota_s=0.1)
+    return Index(name="least_slack", turn=nearest, prefetch=nearest, quota_s=1.0)
 
 
 def collate() -> Index:

@@ -47,35 +47,49 @@ class Weights(NamedTuple):
 
 
 class LearnedMemory(Tables):
-    """The weights as tables, and scratch: rows [K], features, hidden layers, context [H]."""
+    """The weights as tables, matrices transposed [inputs, outputs] so that sums over outputs are
+    vectors; and scratch: rows [K], features, hidden layers, context [H], logits [Q]."""
 
     layout: ClassVar = {
-        **{name: Field(np.float32, 2) for name in ("base", "w1", "w2", "w3")},
-        **{name: Field(np.float32) for name in ("b1", "b2", "b3", "idle", "scale")},
+        **{name: Field(np.float32, 2) for name in ("base", "w1", "w2", "w3", "hidden")},
+        **{name: Field(np.float32) for name in ("b1", "b2", "b3", "idle", "scale", "context")},
+        **{name: Field(np.float32) for name in ("features", "instance", "globals", "logits")},
         "quotas_ns": Field(np.int64),
         "rows": Field(np.int64),
-        "features": Field(np.float32),
-        "instance": Field(np.float32),
-        "globals": Field(np.float32),
-        "context": Field(np.float32),
-        "hidden": Field(np.float32, 2),
     }
     base: Matrix
     w1: Matrix
     w2: Matrix
     w3: Matrix
+    hidden: Matrix
     b1: Matrix
     b2: Matrix
     b3: Matrix
     idle: Matrix
     scale: Matrix
-    quotas_ns: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
+    context: Matrix
     features: Matrix
     instance: Matrix
     globals: Matrix
-    context: Matrix
-    hidden: Matrix
+    logits: Matrix
+    quotas_ns: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+
+
+@inner
+def add_layer(out: Matrix, inputs: Matrix, weights: Matrix, first: int) -> None:
+    """out += inputs @ weights[first:]; inputs that are 0 (half of them, behind a ReLU) are free."""
+    for i in range(inputs.shape[0]):
+        value = inputs[i]
+        if value != 0.0:
+            for o in range(out.shape[0]):
+                out[o] += value * weights[first + i, o]
+
+
+@inner
+def rectify(values: Matrix) -> None:
+    for h in range(values.shape[0]):
+        values[h] = max(values[h], np.float32(0.0))
 
 
 @inner
@@ -86,30 +100,24 @@ def set_context(memory: LearnedMemory) -> float:
         idle += memory.idle[i] * memory.instance[i]
     for c in range(C):
         idle += memory.idle[I + c] * memory.globals[c]
-    for h in range(memory.b1.shape[0]):
-        total = memory.b1[h]
-        for i in range(I):
-            total += memory.w1[h, F + i] * memory.instance[i]
-        for c in range(C):
-            total += memory.w1[h, F + I + c] * memory.globals[c]
-        memory.context[h] = total
+    memory.context[:] = memory.b1
+    add_layer(memory.context, memory.instance, memory.w1, F)
+    add_layer(memory.context, memory.globals, memory.w1, F + I)
     return idle
 
 
 @inner
-def hide_row(memory: LearnedMemory) -> None:
-    """Both hidden layers of the row in `features`."""
-    size = memory.b1.shape[0]
-    for h in range(size):
-        total = memory.context[h]
-        for f in range(F):
-            total += memory.w1[h, f] * memory.features[f]
-        memory.hidden[0, h] = max(total, np.float32(0.0))
-    for h in range(size):
-        total = memory.b2[h]
-        for j in range(size):
-            total += memory.w2[h, j] * memory.hidden[0, j]
-        memory.hidden[1, h] = max(total, np.float32(0.0))
+def score_row(memory: LearnedMemory) -> None:
+    """The network's part of the logits [Q] of the row in `features`."""
+    first, second = memory.hidden[0], memory.hidden[1]
+    first[:] = memory.context
+    add_layer(first, memory.features, memory.w1, 0)
+    rectify(first)
+    second[:] = memory.b2
+    add_layer(second, first, memory.w2, 0)
+    rectify(second)
+    memory.logits[:] = memory.b3
+    add_layer(memory.logits, second, memory.w3, 0)
 
 
 @inner
@@ -128,11 +136,9 @@ def choose(state: State, kind: int, g: int, memory: LearnedMemory) -> tuple[int,
         for f in range(F):
             score += base[f] * memory.features[f]
         best_score = max(best_score, memory.scale[0] * score)
-        hide_row(memory)
+        score_row(memory)
         for q in range(1 if is_prefetch else memory.quotas_ns.shape[0]):
-            logit = memory.scale[0] * score - LEVEL_PENALTY * q + memory.b3[q]
-            for h in range(memory.b2.shape[0]):
-                logit += memory.w3[q, h] * memory.hidden[1, h]
+            logit = memory.scale[0] * score - LEVEL_PENALTY * q + memory.logits[q]
             if logit > best_logit:
                 best, best_level, best_logit = memory.rows[i], q, logit
     if best_score + idle_logit > best_logit and (is_prefetch or can_idle(state, g)):
@@ -243,12 +249,15 @@ class Learned:
         return Index(name=self.name, turn={}, prefetch={}).configure(pool)
 
     def memory(self, state: State) -> LearnedMemory:
-        hidden = len(self.weights.b1)
-        arrays = self.weights._asdict()
-        quotas = arrays.pop("quotas_s")
+        weights, hidden = self.weights, len(self.weights.b1)
+        quotas_us = np.rint(weights.quotas_s.astype(np.float64) * 1e6).astype(np.int64)
         return LearnedMemory(
-            **arrays,
-            quotas_ns=np.rint(quotas.astype(np.float64) * 1e6).astype(np.int64) * 1000,
+            **{
+                name: getattr(weights, name) for name in ("base", "b1", "b2", "b3", "idle", "scale")
+            },
+            **{name: getattr(weights, name).T.copy() for name in ("w1", "w2", "w3")},
+            quotas_ns=quotas_us * 1000,
+            logits=np.zeros(len(quotas_us), np.float32),
             rows=np.zeros(ROWS, np.int64),
             features=np.zeros(F, np.float32),
             instance=np.zeros(I, np.float32),

@@ -261,8 +261,8 @@ def check_stages(view: View) -> None:
     for needed, kind in STAGE_NEEDS.items():
         size = view.on_device(view.kind == kind, 1)
         within("instances", f"{needed.name} requests", size, 1, FOREVER_NS, stage == needed)
-    promised = instances["kv_promised_bytes"]
-    within("instances", "kv_promised_bytes", promised, 1, FOREVER_NS, stage == Stage.BLOCKED)
+    leaving = instances["outgoing_bytes"]
+    within("instances", "outgoing_bytes", leaving, 1, FOREVER_NS, stage == Stage.BLOCKED)
     owned = view.on_device(view.in_turn, 1)
     equal("instances", "owned requests", owned, 0, stage < Stage.COMMANDED)
     down = stage == Stage.DOWN

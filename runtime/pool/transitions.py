@@ -328,8 +328,9 @@ def _kv_out_done(state: State, g: int, n: int) -> int:
     if inst.kv_promised_bytes > 0 and lists.count(state, outgoing) == 0:
         inst.kv_used_bytes += inst.kv_promised_bytes
         inst.kv_promised_bytes = 0
-        if inst.stage == Stage.BLOCKED:
-            settle(state, g)
+    if inst.stage == Stage.BLOCKED:
+        settle(state, g)
+        if inst.stage != Stage.BLOCKED:
             emit(state, Command.START, g)
     state.pool[0].wakes += 1
     return Outcome.OK

@@ -316,8 +316,11 @@ def next_stage(state: State, g: int) -> int:
     if lists.count(state, lists.instance_list(state, g, lists.PREFILL)) > 0:
         return Stage.PREFILL
     has_batch = lists.count(state, lists.instance_list(state, g, lists.BATCH)) > 0
-    if has_batch and inst.decoded_ns < inst.quota_ns and can_step(state, g):
-        return Stage.DECODE
+    if has_batch and inst.decoded_ns < inst.quota_ns:
+        if can_step(state, g):
+            return Stage.DECODE
+        if lists.count(state, lists.instance_list(state, g, lists.OUTGOING)) > 0:
+            return Stage.BLOCKED  # ending would start the same turn again, for ever
     return Stage.ENDING
 
 

@@ -1,0 +1,1 @@
+"""Honest comparison: paired runs, metrics, intervals, a verdict, a report."""

@@ -1,0 +1,142 @@
+"""`dedicated N GPUs -> pooled n`: the fewest GPUs that hold a token attainment, both ways.
+
+Both sides meet the same windows, SLO and target; a dedicated GPU keeps its model for ever. Not
+modelled here: spare capacity for failures, and autoscaled replicas.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from aegaeon_rl.evaluation.compare import Plan, last_deadline_s, window_trace
+from runtime.core import NS, PoolSpec
+from runtime.emulator.run import run
+from runtime.errors import UserError
+from runtime.protocol import Policy
+from traces import Trace
+
+NODE = 8
+LARGEST = 4096  # GPUs
+
+
+class Tokens(NamedTuple):
+    on_time: int
+    due: int
+
+    @property
+    def share(self) -> float:
+        return self.on_time / max(1, self.due)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """`pooled` None: the target is out of reach with as many GPUs as dedicated serving needs."""
+
+    target: float
+    policy: str
+    dedicated: int
+    dedicated_share: float
+    pooled: int | None
+    pooled_share: float
+
+    @property
+    def saved(self) -> float:
+        return 0.0 if self.pooled is None else 1 - self.pooled / self.dedicated
+
+
+def size(plan: Plan, policy: Policy) -> Sizing:
+    """`policy` also schedules the dedicated GPUs of one model, so both sides batch alike."""
+    target = plan.spec.target
+    dedicated, dedicated_share = dedicated_gpus(plan, policy)
+    pooled, share = pooled_gpus(plan, policy, dedicated)
+    return Sizing(
+        target=target,
+        policy=policy.name,
+        dedicated=dedicated,
+        dedicated_share=dedicated_share,
+        pooled=pooled,
+        pooled_share=share,
+    )
+
+
+def dedicated_gpus(plan: Plan, policy: Policy) -> tuple[int, float]:
+    """One GPU a model; while the target is missed, one more for the model that misses most."""
+    parts = [window_trace(plan.trace, window, 1.0)[0] for window in plan.windows]
+    models = range(len(plan.trace.models))
+    replicas = np.ones(len(models), np.int64)
+    tokens = [dedicated_tokens(plan, parts, m, 1, policy) for m in models]
+    while _share(tokens) < plan.spec.target and replicas.sum() < LARGEST:
+        worst = int(np.argmax([t.due - t.on_time for t in tokens]))
+        replicas[worst] += 1
+        tokens[worst] = dedicated_tokens(plan, parts, worst, int(replicas[worst]), policy)
+    return int(replicas.sum()), _share(tokens)
+
+
+def _share(tokens: list[Tokens]) -> float:
+    return Tokens(sum(t.on_time for t in tokens), sum(t.due for t in tokens)).share
+
+
+def dedicated_tokens(
+    plan: Plan, parts: list[Trace], model: int, replicas: int, policy: Policy
+) -> Tokens:
+    """One model alone on `replicas` GPUs."""
+    checkpoint = plan.pool.checkpoints[model % len(plan.pool.checkpoints)]
+    pool = replace(pool_of_size(plan.pool, replicas), checkpoints=(checkpoint,))
+    alone = [part.rows(np.flatnonzero(part.model == model)) for part in parts]
+    return tokens_of(plan, alone, pool, policy)
+
+
+def tokens_of(plan: Plan, parts: list[Trace], pool: PoolSpec, policy: Policy) -> Tokens:
+    """Tokens that count, over one part of the trace per window."""
+    on_time = due = 0
+    for part, window in zip(parts, plan.windows, strict=True):
+        if part.requests:
+            horizon_s = last_deadline_s(part, plan.slo)
+            results = run(part, pool, policy, plan.slo, horizon_s=horizon_s).results
+            counted = results[results["arrival_ns"] >= round(window.warm_s * NS)]
+            on_time += int(counted["on_time_tokens"].sum())
+            due += int(counted["due_tokens"].sum())
+    return Tokens(on_time, due)
+
+
+def pooled_gpus(plan: Plan, policy: Policy, most: int) -> tuple[int | None, float]:
+    """Bisection over pool sizes, taking attainment to rise with GPUs."""
+    sizes = sorted({instances_near(n) for n in range(1, most + 1)})
+    low, high = 0, len(sizes) - 1
+    share = pooled_share(plan, policy, sizes[high])
+    if share < plan.spec.target:
+        return None, share
+    while low < high:
+        middle = (low + high) // 2
+        tried = pooled_share(plan, policy, sizes[middle])
+        if tried >= plan.spec.target:
+            high, share = middle, tried
+        else:
+            low = middle + 1
+    return sizes[high], share
+
+
+def pooled_share(plan: Plan, policy: Policy, instances: int) -> float:
+    parts = [window_trace(plan.trace, window, 1.0)[0] for window in plan.windows]
+    return tokens_of(plan, parts, pool_of_size(plan.pool, instances), policy).share
+
+
+def instances_near(n: int) -> int:
+    """The least pool size of n or more that splits into equal nodes of at most 8."""
+    nodes = -(-n // NODE)
+    return -(-n // nodes) * nodes
+
+
+def pool_of_size(pool: PoolSpec, instances: int) -> PoolSpec:
+    """The pool with another number of GPUs, in equal nodes of at most 8; roles are dropped."""
+    if instances < 1:
+        raise UserError(f"pool of {instances} GPUs: expected at least 1")
+    nodes = -(-instances // NODE)
+    return replace(
+        pool,
+        name=f"{pool.name}:{instances}",
+        nodes=nodes,
+        instances_per_node=-(-instances // nodes),
+        roles=(),
+    )
