@@ -34,11 +34,9 @@ def test_least_slack_serves_the_nearest_deadline_and_the_late_last(
     pool = flat_pool(1, weight_slots=1)
     on_time = trace_of((0.0, 1, 9, 2), (0.3, 2, 9, 2), (0.6, 0, 9, 2))
     assert turns(on_time, pool, heuristics.least_slack()) == [1, 2, 0]
-    # due 1.5 s after arrival, loads of 1 s: at 1.1 s model 2 (1.8 s) is lost, model 0 (2.5 s) not
-    late = trace_of((0.0, 1, 9, 120), (0.3, 2, 9, 2), (1.0, 0, 9, 2))
-    order = turns(late, pool, heuristics.least_slack(), SloSpec(ttft_s=1.5))
-    assert order[:2] == [1, 0]
-    assert 2 in order
+    # due 1.5 s after arrival, loads of 1 s: at 1.0 s model 2 (1.8 s) is lost, model 0 (2.5 s) not
+    late = trace_of((0.0, 1, 9, 2), (0.3, 2, 9, 2), (1.0, 0, 9, 2))
+    assert turns(late, pool, heuristics.least_slack(), SloSpec(ttft_s=1.5)) == [1, 0, 2]
 
 
 def test_collate_stays_with_the_loaded_model_and_then_takes_the_largest_crowd(

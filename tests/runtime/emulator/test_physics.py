@@ -118,6 +118,20 @@ def test_step_quantum_splits_a_run_where_the_truncated_time_changes(
     assert [(int(s["n"]), round(s["x"], 9)) for s in steps] == [(49, 0.010), (52, 0.011)]
 
 
+@pytest.mark.parametrize(("after_ns", "steps"), [(-1, 3), (0, 3), (1, 4), (10 * MS, 4)])
+def test_request_that_comes_ends_the_run_at_the_next_step_boundary(
+    trace_of: Any, flat_pool: Pool, script: Any, after_ns: int, steps: int
+) -> None:
+    """Steps of 10 ms begin at 1.010 s; the request comes around the end of the third."""
+    boundary = NS + 10 * MS + 30 * MS
+    pool = flat_pool(step_quantum_s=0.001)
+    trace = trace_of((0.0, 0, 40, 50), ((boundary + after_ns) / NS, 0, 40, 1))
+    result = play(trace, pool, script([(0, 60.0)]))
+    runs = result.journal[result.journal["kind"] == 5]
+    assert runs["n"].tolist() == [steps, 49 - steps]
+    assert runs["time_ns"][0] == NS + 10 * MS + steps * 10 * MS
+
+
 def test_kv_leaves_when_another_model_comes_and_returns_with_its_own(
     trace_of: Any, flat_pool: Pool, script: Any, timeline: Any
 ) -> None:
