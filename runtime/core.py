@@ -142,6 +142,11 @@ class SloSpec:
     ttft_s: float = 10.0
     tbt_s: float = 0.1
 
+    def __post_init__(self) -> None:
+        for name in ("ttft_s", "tbt_s"):
+            if not 0 < getattr(self, name) < FOREVER_NS / NS:
+                raise UserError(f"slo.{name}={getattr(self, name)}: expected more than 0 seconds")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:

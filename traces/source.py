@@ -19,12 +19,6 @@ class TraceSource:
     duration_s: float | None = None
     rate_scale: float = 1.0
 
-    def __post_init__(self) -> None:
-        if self.start_s < 0:
-            raise TraceError(f"trace.start_s={self.start_s}: expected 0 or more seconds")
-        if self.duration_s is not None and self.duration_s <= 0:
-            raise TraceError(f"trace.duration_s={self.duration_s}: expected more than 0 seconds")
-
 
 def open_trace(source: TraceSource) -> Trace:
     """Raises TraceError when the file is not valid or the window holds no request."""

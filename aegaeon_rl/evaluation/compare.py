@@ -20,10 +20,11 @@ from aegaeon_rl.evaluation.metrics import Sample, merged, metrics, sample_of
 from aegaeon_rl.evaluation.spec import EvaluationSpec, Window, plan_windows
 from runtime.core import NS, PoolSpec, SloSpec
 from runtime.emulator.run import run
-from runtime.errors import UserError
+from runtime.errors import UserError, nearest
 from runtime.protocol import Policy
 from traces import Trace
 
+DEFAULT_BASELINE = "aegaeon"
 LEAST_WINDOWS = 5  # below, blocks of time inside the windows are the units of the bootstrap
 BLOCKS = 20
 BLOCK_RANGE_S = (2.0, 60.0)
@@ -109,6 +110,7 @@ def compare(
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"policies: {name!r} is listed twice: expected different policies")
+    baseline = chosen_baseline(plan.spec.baseline, names)
 
     def evaluate(task: tuple[float, Policy]) -> Cell:
         cell = evaluate_cell(plan, task[1], task[0])
@@ -117,9 +119,17 @@ def compare(
 
     with ThreadPoolExecutor(max_workers=cpu_count()) as threads:
         cells = tuple(threads.map(evaluate, product(plan.loads, policies)))
-    baseline = plan.spec.baseline if plan.spec.baseline in names else names[0]
     rows = compared(plan, [cell for cell in cells if cell.load == 1.0], baseline)
     return Comparison(plan=plan, baseline=baseline, rows=rows, cells=cells)
+
+
+def chosen_baseline(stated: str | None, names: Sequence[str]) -> str:
+    """Raises UserError when the stated one does not take part."""
+    if stated is None:
+        return DEFAULT_BASELINE if DEFAULT_BASELINE in names else names[0]
+    if stated not in names:
+        raise UserError(f"evaluate.baseline={stated}: not among policies; {nearest(stated, names)}")
+    return stated
 
 
 def compared(plan: Plan, cells: Sequence[Cell], baseline: str) -> tuple[Row, ...]:

@@ -1,0 +1,141 @@
+"""Figures of a report, as SVG text. A policy keeps its colour in all of them."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from aegaeon_rl.evaluation.compare import Cell, Comparison
+from aegaeon_rl.evaluation.gantt import Bar
+from aegaeon_rl.evaluation.metrics import model_attainment, stall_s, ttft_s
+from runtime.slo import GAP_FLOOR_S, GAP_RATIO
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "aegaeon-rl",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def colours(policies: Sequence[str]) -> dict[str, str]:
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(policies)}
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an <svg> element, without XML prologue or date."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def attainment_by_load(comparison: Comparison) -> str:
+    """Token attainment against load, with intervals as bands."""
+    names = [row.cell.policy for row in comparison.rows]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for name, colour in colours(names).items():
+            cells = [cell for cell in comparison.cells if cell.policy == name]
+            loads = [cell.load for cell in cells]
+            value, low, high = 100 * np.array([cell.attainment for cell in cells]).T
+            axes.fill_between(loads, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(loads, value, color=colour, marker="o", markersize=4, label=name)
+        axes.axvline(1.0, color="#999999", linewidth=1, linestyle=":")
+        axes.set_xlabel("load (multiples of the trace's own request rate)")
+        axes.set_ylabel("tokens on time (%)")
+        axes.set_ylim(top=100.8)
+        figure.legend(loc="outside right center")
+        return svg(figure)
+
+
+def distributions(rows: Sequence[Cell]) -> str:
+    """Share of requests (or token gaps) beyond a time: TTFT, TBT, longest stall; log-log."""
+    names = [cell.policy for cell in rows]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        first, gap, stall = figure.subplots(1, 3)
+        for (_name, colour), cell in zip(colours(names).items(), rows, strict=True):
+            _survival(first, ttft_s(cell.sample.results), colour)
+            _gap_survival(gap, cell.sample.gaps, colour)
+            _survival(stall, stall_s(cell.sample.results), colour)
+        titles = ("time to first token", "time between tokens", "longest stall of a request")
+        for axes, title in zip((first, gap, stall), titles, strict=True):
+            axes.set(title=title, xlabel="seconds", xscale="log", yscale="log", ylim=(1e-4, 1.2))
+        first.set_ylabel("share that waits longer")
+        handles = [first.plot([], [], color=c, label=n)[0] for n, c in colours(names).items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(names))
+        return svg(figure)
+
+
+def _survival(axes: Axes, values: npt.NDArray[np.float64], colour: str) -> None:
+    """Share above each value; thinned to 400 points."""
+    ranked = np.sort(values)
+    share = 1 - np.arange(len(ranked)) / max(1, len(ranked))
+    keep = np.unique(np.geomspace(1, max(1, len(ranked)), 400).astype(int))
+    keep = np.unique(np.concatenate([keep - 1, len(ranked) - keep]))
+    keep = keep[(keep >= 0) & (keep < len(ranked))]
+    shown = keep[np.isfinite(ranked[keep])]
+    axes.plot(np.maximum(ranked[shown], 1e-3), share[shown], color=colour)
+
+
+def _gap_survival(axes: Axes, gaps: npt.NDArray[np.int64], colour: str) -> None:
+    edges_s = GAP_FLOOR_S * GAP_RATIO ** np.arange(len(gaps))
+    beyond = 1 - np.cumsum(gaps) / max(1, gaps.sum())
+    shown = (beyond > 0) & (beyond < 1 - 1e-9)
+    axes.plot(edges_s[shown], beyond[shown], color=colour)
+
+
+def worst_models(rows: Sequence[Cell]) -> str:
+    """Token attainment of every model, worst first: a flat line at 100 % is fair and good."""
+    names = [cell.policy for cell in rows]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for (name, colour), cell in zip(colours(names).items(), rows, strict=True):
+            ranked = 100 * np.sort(model_attainment(cell.sample.results))
+            axes.plot(np.arange(1, len(ranked) + 1), ranked, color=colour, label=name)
+        axes.set(xlabel="models, worst first", ylabel="tokens on time (%)", ylim=(None, 101))
+        figure.legend(loc="outside right center")
+        return svg(figure)
+
+
+def gantt(turns: Mapping[str, Sequence[Bar]], gpus: int, models: int) -> str:
+    """Turns of each policy on every GPU: a colour per model, pale while weights and KV move."""
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        height = 0.5 + len(turns) * (0.5 + 0.11 * gpus)
+        figure = Figure(figsize=(10, height), layout="constrained")
+        panels = figure.subplots(len(turns), 1, sharex=True, squeeze=False)[:, 0]
+        wheel = matplotlib.colormaps["hsv"](np.linspace(0, 1, models, endpoint=False))
+        wheel = wheel[np.random.default_rng(1).permutation(models)] * [0.85, 0.85, 0.85, 1]
+        for axes, (name, bars) in zip(panels, turns.items(), strict=True):
+            _draw_turns(axes, bars, wheel)
+            axes.set(ylim=(gpus - 0.4, -0.6), yticks=[], title=name)
+            axes.title.set_position((0.0, 1.0))
+            axes.title.set_horizontalalignment("left")
+            axes.set_ylabel(f"{gpus} GPUs")
+            axes.autoscale(axis="x", tight=True)
+        panels[-1].set_xlabel("seconds of the window")
+        return svg(figure)
+
+
+def _draw_turns(axes: Axes, bars: Sequence[Bar], wheel: npt.NDArray[np.float64]) -> None:
+    pale = [0.35 * c + 0.65 for c in wheel]
+    for since, until, tints in (("start_s", "work_s", pale), ("work_s", "end_s", wheel)):
+        lines = [((getattr(b, since), b.instance), (getattr(b, until), b.instance)) for b in bars]
+        shades = [tints[b.model] for b in bars]
+        axes.add_collection(LineCollection(lines, colors=shades, linewidths=6, capstyle="butt"))

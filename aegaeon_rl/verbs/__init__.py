@@ -1,0 +1,9 @@
+"""The verbs of the command line: one module each, with a `Config` and a `main(config)`."""
+
+VERBS = {
+    "demo": "the whole job on the bundled trace, in minutes: facts, baselines, training, verdict",
+    "trace": "describe or convert a trace, or generate a market",
+    "evaluate": "compare policies on a trace: intervals, verdict, report.html",
+    "train": "train a policy on a trace, choose the best checkpoint, compare it on held-out time",
+    "bench": "speed of the emulator and of the environment on this machine",
+}

@@ -1,0 +1,100 @@
+"""What the verbs share: configuration sections, the run folder, progress on the terminal."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from aegaeon_rl.config import as_yaml
+from aegaeon_rl.evaluation.compare import Comparison
+from aegaeon_rl.evaluation.record import open_folder, write_text
+from aegaeon_rl.evaluation.report import cell_text, difference_text, verdict
+from runtime.core import PoolSpec, SloSpec
+from runtime.emulator.profile import load_profile
+from traces.source import TraceSource
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+SHOWN = (  # metric, heading, kind: what fits a terminal
+    ("token_attainment", "on time", "share"),
+    ("request_lost", "lost", "share"),
+    ("worst_model", "worst", "share"),
+    ("ttft_p99_s", "TTFT p99", "seconds"),
+    ("stall_p99_s", "stall p99", "seconds"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSection:
+    dir: str | None = None  # default: runs/VERB/TIME
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """The keys every verb on a trace and a pool has; `profile` replaces the pool's own."""
+
+    trace: TraceSource
+    pool: PoolSpec
+    slo: SloSpec
+    profile: str | None = None
+    seed: int = 0
+    run: RunSection = RunSection()
+
+    def profiled_pool(self) -> PoolSpec:
+        """Raises UserError for a profile that does not exist."""
+        pool = self.pool if self.profile is None else replace(self.pool, profile=self.profile)
+        load_profile(pool.profile)
+        return pool
+
+
+def run_folder(verb: str, section: RunSection, config: Any) -> Path:
+    """The run's folder, made, with config.yaml in it."""
+    folder = open_folder(Path(section.dir) if section.dir else fresh_folder(verb))
+    write_text(folder / "config.yaml", as_yaml(config))
+    return folder
+
+
+def fresh_folder(verb: str) -> Path:
+    """runs/VERB/TIME, with a number behind it where two runs start within a second."""
+    base = Path("runs") / verb / datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder, again = base, 1
+    while folder.exists():
+        again += 1
+        folder = base.with_name(f"{base.name}-{again}")
+    return folder
+
+
+def command() -> str:
+    """The command line that started this run."""
+    return " ".join(["aegaeon-rl", *sys.argv[0].split()[1:], *map(shlex.quote, sys.argv[1:])])
+
+
+@contextmanager
+def progress(text: str, total: int) -> Iterator[Any]:
+    """A bar on the terminal; yields `advance(text)`."""
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda step: bar.update(task, advance=1, description=f"{text} {step}")
+        bar.update(task, description=text)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("policy")
+    for _, heading, _ in SHOWN:
+        table.add_column(heading, justify="right")
+    table.add_column(f"against {comparison.baseline}, points")
+    table.add_column("verdict")
+    for row in comparison.rows:
+        values = [cell_text(row.cell.metrics[key], kind) for key, _, kind in SHOWN]
+        points = difference_text(row).replace(" points", "")
+        table.add_row(row.cell.policy, *values, points, verdict(row))
+    console.print(table)
