@@ -47,7 +47,7 @@ def attainment_by_load(comparison: Comparison) -> str:
     """Token attainment against load, with intervals as bands."""
     names = [row.cell.policy for row in comparison.rows]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 3.8), layout="constrained")
+        figure = Figure(figsize=(10, 3.8), layout="constrained")
         axes = figure.subplots()
         for name, colour in colours(names).items():
             cells = [cell for cell in comparison.cells if cell.policy == name]
@@ -104,7 +104,7 @@ def worst_models(rows: Sequence[Cell]) -> str:
     """Token attainment of every model, worst first: a flat line at 100 % is fair and good."""
     names = [cell.policy for cell in rows]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 3.4), layout="constrained")
+        figure = Figure(figsize=(10, 3.2), layout="constrained")
         axes = figure.subplots()
         for (name, colour), cell in zip(colours(names).items(), rows, strict=True):
             ranked = 100 * np.sort(model_attainment(cell.sample.results))
@@ -121,7 +121,8 @@ def gantt(turns: Mapping[str, Sequence[Bar]], gpus: int, models: int) -> str:
         figure = Figure(figsize=(10, height), layout="constrained")
         panels = figure.subplots(len(turns), 1, sharex=True, squeeze=False)[:, 0]
         wheel = matplotlib.colormaps["hsv"](np.linspace(0, 1, models, endpoint=False))
-        wheel = wheel[np.random.default_rng(1).permutation(models)] * [0.85, 0.85, 0.85, 1]
+        wheel = wheel[np.random.default_rng(1).permutation(models)]
+        wheel[:, :3] = 0.15 + 0.6 * wheel[:, :3]
         for axes, (name, bars) in zip(panels, turns.items(), strict=True):
             _draw_turns(axes, bars, wheel)
             axes.set(ylim=(gpus - 0.4, -0.6), yticks=[], title=name)

@@ -1,6 +1,6 @@
 """`report.html`: one file that opens offline, answer first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +112,7 @@ def assumptions(comparison: Comparison) -> list[str]:
     )
     units = f"{len(plan.windows)} windows"
     if plan.block_s is not None:
-        units = f"{plan.block_s:g} s blocks"
+        units = f"{plan.block_s:.3g} s blocks"
     deals = f" and {spec.seeds} deals of model sizes" if spec.seeds > 1 else ""
     measured = "measured" if profile.kind == "measured" else f"{profile.kind}, not measured"
     sizes = sorted(set(pool.checkpoints))
@@ -177,16 +177,12 @@ def render(
     """The page; `sections` follow the answer's table."""
     cells = [row.cell for row in comparison.rows]
     plan = comparison.plan
-    table: list[Mapping[str, Any]] = [
-        {
-            "policy": row.cell.policy,
-            "values": [cell_text(row.cell.metrics[key], kind) for key, _, kind in TABLE],
-            "difference": difference_text(row),
-            "verdict": verdict(row),
-            "is_best": row is comparison.best,
-        }
-        for row in comparison.rows
+    facts: list[tuple[str, list[str]]] = [
+        (f"against {comparison.baseline}", [difference_text(row) for row in comparison.rows]),
+        ("verdict", [verdict(row) for row in comparison.rows]),
     ]
+    for key, heading, kind in TABLE:
+        facts.append((heading, [cell_text(cell.metrics[key], kind) for cell in cells]))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("aegaeon_rl.evaluation"), autoescape=True, trim_blocks=True
     )
@@ -194,16 +190,16 @@ def render(
         answer=answer(comparison),
         sizing=sizing and sizing_sentence(sizing),
         assumptions=assumptions(comparison),
-        headings=[heading for _, heading, _ in TABLE],
-        table=table,
-        baseline=comparison.baseline,
+        policies=[cell.policy for cell in cells],
+        best=comparison.best.cell.policy,
+        facts=facts,
         colours=plots.colours([cell.policy for cell in cells]),
         sections=sections,
         load_figure=plots.attainment_by_load(comparison),
         distribution_figure=plots.distributions(cells),
         model_figure=plots.worst_models(cells),
         worst=worst_table(comparison),
-        jain={c.policy: f"{c.metrics['fairness_jain']:.3f}" for c in cells},
+        jain=[f"{cell.metrics['fairness_jain']:.3f}" for cell in cells],
         gantt_figure=plots.gantt(
             turns_of(comparison, policies), plan.pool.instances, len(plan.trace.models)
         ),
