@@ -87,14 +87,26 @@ def can_step(state: State, g: int) -> bool:
 @inner
 def growth_bytes(state: State, g: int, k: int) -> int:
     """KV bytes that k steps add to the batch on g."""
-    m = state.instances[g].model
+    return growth_of(state, lists.instance_list(state, g, lists.BATCH), k)
+
+
+@inner
+def growth_of(state: State, lst: int, k: int) -> int:
+    """KV bytes that k steps add to the requests of a list."""
     grown = 0
-    r = lists.first(state, lists.instance_list(state, g, lists.BATCH))
+    r = lists.first(state, lst)
     while r >= 0:
-        context = context_tokens(state, r)
+        context, m = context_tokens(state, r), state.requests[r].model
         grown += bytes_for(state, m, context + k) - bytes_for(state, m, context)
         r = state.requests[r].next
     return grown
+
+
+@inner
+def next_step_bytes(state: State, g: int) -> int:
+    """KV bytes that the turn on g needs for its next step, requests on their way in included."""
+    incoming = lists.instance_list(state, g, lists.INCOMING)
+    return growth_bytes(state, g, 1) + growth_of(state, incoming, 1)
 
 
 @inner

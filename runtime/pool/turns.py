@@ -21,6 +21,7 @@ from runtime.pool.memory import (
     capacity_bytes,
     context_tokens,
     kv_bytes,
+    next_step_bytes,
     prefill_bytes,
     release_kv,
 )
@@ -285,7 +286,8 @@ def can_join(state: State, g: int, r: int) -> bool:
         return False
     if not is_claimable(state, g, r) or not matches(state, r, inst.turn_tag):
         return False
-    return bool(inst.kv_used_bytes + admission_bytes(state, r) <= capacity_bytes(state, req.model))
+    held = inst.kv_used_bytes + next_step_bytes(state, g)  # a join must not stop the others
+    return bool(held + admission_bytes(state, r) <= capacity_bytes(state, req.model))
 
 
 @inner

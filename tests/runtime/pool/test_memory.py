@@ -202,7 +202,7 @@ def test_a_joined_move_in_goes_back_to_the_host(hand_pool: Any) -> None:
     """It was routed from a prefill instance while the batch grew."""
     roles = (Phases.PREFILL, Phases.BOTH)
     pool = hand_pool(dispatch=Dispatch.PUSH, nodes=2, roles=roles)
-    for g, prompt in ((1, 67), (0, 27)):
+    for g, prompt in ((1, 67), (0, 26)):
         pool.apply(EventKind.ROUTE, request=pool.arrive(0, prompt), instance=g)
     pool.start(1, 0)
     pool.prefill(1)
