@@ -119,7 +119,6 @@ def test_corrupt_request_is_named(
         ("instances", 0, "stage", Stage.DECODE, "DECODE requests is 0, expected 1.."),
         ("instances", 0, "stage", Stage.IDLE, "models[0].running_on is 1, expected 0"),
         ("instances", 0, "stage", 99, "instances[0].stage is 99, expected 0..8"),
-        ("instances", 0, "stage", Stage.BLOCKED, "outgoing_bytes is 0, expected 1.."),
         ("instances", 0, "role", 1, "instances[0].turn_phases is 2, expected 0"),
         ("models", 0, "running_on", 0, "models[0].running_on is 0, expected 1"),
         ("models", 1, "prefetched_on", 0, "models[1].prefetched_on is 0, expected 1"),
@@ -169,6 +168,14 @@ def test_a_down_instance_holds_nothing(busy: Any) -> None:
     busy.state.slots["model"][1], busy.state.slots["state"][1, 0] = (2, NONE), 1
     busy.state.instances["loading_slot"][1] = 0
     expect(busy, "instances[1].loading_slot is 0, expected -1")
+
+
+def test_a_blocked_turn_waits_for_a_move_out(hand_pool: Any) -> None:
+    pool = hand_pool()
+    pool.arrive(0)
+    pool.start(0, 0)
+    pool.state.instances["stage"] = Stage.BLOCKED
+    expect(pool, "instances[0].outgoing_bytes is 0, expected 1..")
 
 
 def test_a_pull_pool_routes_nothing_and_a_push_pool_everything(hand_pool: Any) -> None:

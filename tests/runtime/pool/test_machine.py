@@ -1,6 +1,8 @@
 """Random valid event sequences on small pools: the laws hold, nothing is stuck, replay is exact."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import HealthCheck, settings
@@ -26,6 +28,7 @@ from runtime.core import (
     SlotState,
     Stage,
 )
+from runtime.pool.integrity import check_integrity
 from runtime.pool.state import EVENT
 from runtime.pool.transitions import Outcome
 
@@ -38,10 +41,10 @@ POOLS = st.fixed_dictionaries(
     {
         "instances_per_node": st.just(1),
         "nodes": st.just(2),
-        "roles": st.sampled_from([(), (P, D), (D, B), (P, B)]),
-        "dispatch": st.sampled_from(Dispatch),
+        "roles": st.sampled_from([(), (), (P, D), (D, B), (P, B)]),
+        "dispatch": st.sampled_from([Dispatch.PULL, Dispatch.PUSH, Dispatch.PULL]),
         "prefetch": st.sampled_from(PrefetchMode),
-        "vram_bytes": st.sampled_from([440, 700, 4000]),
+        "vram_bytes": st.sampled_from([440, 560, 700, 4000]),
         "host_kv_bytes": st.sampled_from([40, 200, 4000]),
         "host_weight_bytes": st.sampled_from([50, 150, 4000]),
         "weight_slots": st.sampled_from([1, 2]),
@@ -52,7 +55,35 @@ POOLS = st.fixed_dictionaries(
         "max_queue": st.sampled_from([0, 3]),
     }
 )
-SECONDS = st.sampled_from([0.001, 0.0107, 0.15])
+RARE = st.sampled_from([False, False, True])
+
+
+class Move(NamedTuple):
+    """What happens (`what` of the possible), and how: a report's or an answer's details."""
+
+    what: int
+    n: int
+    seconds: float
+    ends: int
+    pick: int
+    phases: Phases
+    quota_s: float
+    tag: int
+    joins: int
+
+
+MOVES = st.builds(
+    Move,
+    what=st.integers(0, 59),
+    n=st.sampled_from([1, 2, 5, 12, 12]),
+    seconds=st.sampled_from([0.001, 0.0107, 0.15]),
+    ends=st.sampled_from([0, 0, 0, 1, 5]),
+    pick=st.integers(0, 9),
+    phases=st.sampled_from([P, B, D, B]),
+    quota_s=st.sampled_from([0.0, 0.02, 1e9, 1e9]),
+    tag=st.sampled_from([NONE, NONE, NONE, 0, 1]),
+    joins=st.sampled_from([0, 1, 1]),
+)
 
 
 class Machine(RuleBasedStateMachine):
@@ -62,7 +93,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.hand_pool = hand_pool
 
-    @initialize(spec=POOLS, models=st.integers(1, 3), capacity=st.sampled_from([4, 8]))
+    @initialize(spec=POOLS, models=st.sampled_from([1, 2, 2, 3]), capacity=st.sampled_from([4, 8]))
     def new_pool(self, spec: dict[str, Any], models: int, capacity: int) -> None:
         weights = (100, 60, 100)[:models]
         self.pool = self.hand_pool(weights=weights, capacity=capacity, **spec)
@@ -127,25 +158,13 @@ class Machine(RuleBasedStateMachine):
         self.pool.drain()
         self.plan(g)
 
-    @precondition(lambda self: any(self.due(g) is not None for g in range(2)))
-    @rule(g=st.integers(0, 1), n=st.integers(1, 9), seconds=SECONDS, ends=st.integers(0, 15))
-    def stage_ends(self, g: int, n: int, seconds: float, ends: int) -> None:
-        g = g if self.due(g) is not None else 1 - g
-        self.report(g, n, seconds, ends)
-
     def loads(self) -> list[int]:
         inst = self.pool.state.instances
         return np.flatnonzero((inst["loading_slot"] >= 0) & (inst["load_since_ns"] >= 0)).tolist()
 
-    @precondition(lambda self: self.loads())
-    @rule(i=st.integers(0, 1))
-    def weights_ready(self, i: int) -> None:
-        loads = self.loads()
-        self.pool.apply(EventKind.WEIGHTS_READY, instance=loads[i % len(loads)])
+    def weights_ready(self, g: int) -> None:
+        self.pool.apply(EventKind.WEIGHTS_READY, instance=g)
         self.pool.drain()
-
-    def moves(self) -> list[int]:
-        return [g for g in range(2) if self.pool.size(g, OUTGOING)]
 
     def kv_out(self, g: int, n: int) -> None:
         was = self.pool.stage(g)
@@ -154,17 +173,24 @@ class Machine(RuleBasedStateMachine):
         if self.pool.stage(g) != was:
             self.plan(g)
 
-    @precondition(lambda self: self.moves())
-    @rule(i=st.integers(0, 1), n=st.integers(1, 4))
-    def kv_out_done(self, i: int, n: int) -> None:
-        moves = self.moves()
-        self.kv_out(moves[i % len(moves)], n)
+    @rule(moves=st.lists(MOVES, min_size=3, max_size=12))
+    def proceed(self, moves: list[Move]) -> None:
+        """Anything that could happen next in the pool itself, in any order."""
+        for move in moves:
+            open_to: list[Callable[[], None]] = [partial(self.decide, move)]
+            for g in range(2):
+                if self.due(g) is not None:
+                    open_to.append(partial(self.report, g, move.n, move.seconds, move.ends))
+                if self.pool.size(g, OUTGOING):
+                    open_to.append(partial(self.kv_out, g, move.n))
+            open_to += [partial(self.weights_ready, g) for g in self.loads()]
+            open_to[move.what % len(open_to)]()
 
     # What comes from outside.
 
     @rule(
-        model=st.integers(0, 2),
-        prompt=st.sampled_from([1, 4, 7, 13, 100]),
+        model=st.sampled_from([0, 0, 1, 2]),
+        prompt=st.sampled_from([1, 7, 11, 13, 15, 19, 19, 100]),
         later_s=st.sampled_from([0.0, 0.003, 0.3]),
         priority=st.integers(0, 1),
     )
@@ -177,15 +203,19 @@ class Machine(RuleBasedStateMachine):
         return np.flatnonzero(np.isin(self.pool.state.requests["phase"], LIVE)).tolist()
 
     @precondition(lambda self: self.live())
-    @rule(i=st.integers(0, 40), kind=st.sampled_from([EventKind.CANCEL, EventKind.EXPIRE]))
-    def request_ends(self, i: int, kind: EventKind) -> None:
-        live = self.live()
+    @rule(i=st.integers(0, 40), kind=st.sampled_from([EventKind.CANCEL, EventKind.EXPIRE]), go=RARE)
+    def request_ends(self, i: int, kind: EventKind, go: bool) -> None:
+        live = self.live() if go else []
+        if not live:
+            return
         self.pool.apply(kind, request=live[i % len(live)])
         self.pool.drain()
 
-    @rule(g=st.integers(0, 1))
-    def instance_fails_or_returns(self, g: int) -> None:
+    @rule(g=st.integers(0, 1), go=RARE)
+    def instance_fails_or_returns(self, g: int, go: bool) -> None:
         is_down = self.pool.stage(g) == Stage.DOWN
+        if not is_down and not go:
+            return
         kind = EventKind.INSTANCE_JOINED if is_down else EventKind.INSTANCE_FAILED
         assert self.pool.apply(kind, instance=g) == Outcome.OK
         assert self.pool.apply(kind, instance=g) == Outcome.REFUSED
@@ -193,33 +223,26 @@ class Machine(RuleBasedStateMachine):
 
     # What a policy answers.
 
-    @rule(
-        pick=st.integers(0, 9),
-        phases=st.sampled_from(Phases),
-        quota_s=st.sampled_from([0.0, 0.02, 1e9]),
-        tag=st.sampled_from([NONE, NONE, 0, 1]),
-        joins=st.integers(0, 1),
-    )
-    def decide(self, pick: int, phases: Phases, quota_s: float, tag: int, joins: int) -> None:
+    def decide(self, move: Move) -> None:
         kind, index = self.pool.decision()
         if kind == DecisionKind.NONE:
             return
         event = self.pool.posed(kind, index)
         if kind == DecisionKind.ROUTE:
-            event["tag"] = tag
+            event["tag"] = move.tag
         else:
             rows, overflow = self.pool.rows(kind, index)
             assert rows
             assert overflow == 0
-            event["model"] = rows[pick % len(rows)]
-            if kind == DecisionKind.TURN and pick < 9:
-                event["kind"], event["phases"] = EventKind.TURN, phases
-                event["quota_ns"], event["tag"] = round(quota_s * NS), tag
-                event["joins"] = joins
-            elif pick == 9:
+            event["model"] = rows[move.pick % len(rows)]
+            if kind == DecisionKind.TURN and move.pick < 9:
+                event["kind"], event["phases"] = EventKind.TURN, move.phases
+                event["quota_ns"], event["tag"] = round(move.quota_s * NS), move.tag
+                event["joins"] = move.joins
+            elif move.pick == 9:
                 event["model"] = NONE  # TURN: still the posed IDLE
         outcome = self.pool.apply_record(event)
-        assert outcome == Outcome.OK or (phases, tag) != (Phases.BOTH, NONE)
+        assert outcome == Outcome.OK or (move.phases, move.tag) != (Phases.BOTH, NONE)
         self.pool.drain()
 
     @rule(
@@ -228,9 +251,14 @@ class Machine(RuleBasedStateMachine):
         model=st.integers(0, 2),
         r=st.integers(0, 3),
         phases=st.sampled_from(Phases),
+        go=RARE,
     )
-    def unasked_answer(self, kind: int, g: int, model: int, r: int, phases: Phases) -> None:
+    def unasked_answer(
+        self, kind: int, g: int, model: int, r: int, phases: Phases, go: bool
+    ) -> None:
         """An answer that nobody asked for, or that comes late, is applied whole or refused."""
+        if not go:
+            return
         model %= len(self.pool.state.models)
         self.pool.apply(
             kind, instance=g, model=model, request=r, phases=phases, quota_ns=FOREVER_NS
@@ -243,13 +271,13 @@ class Machine(RuleBasedStateMachine):
         """Let one thing happen; requests end at their first boundary. False: nothing can."""
         for g in range(2):
             if self.pool.stage(g) == Stage.DOWN:
-                self.instance_fails_or_returns(g)
+                self.instance_fails_or_returns(g, True)
             elif self.due(g) is not None:
                 self.report(g, 9, 0.01, -1)
             elif self.pool.size(g, OUTGOING):
                 self.kv_out(g, 99)
             elif g in self.loads():
-                self.weights_ready(self.loads().index(g))
+                self.weights_ready(g)
             else:
                 continue
             return True
@@ -266,6 +294,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
             return
+        check_integrity(self.pool.state)  # after a failure there is no more to say
         self.arrival(0, 1, 0.0, 0)  # wakes instances that a policy left idle
         for _ in range(500):
             if not self.step_to_end():
