@@ -26,13 +26,13 @@ from runtime.tables import Field, Tables
 
 Matrix = npt.NDArray[np.float32]
 FILE = "weights.npz"
-LEVEL_PENALTY = 2.0  # what each longer quota costs before training, in logits
-IDLE_PENALTY = 6.0  # what idle, or no prefetch, costs against the index's best row
+LEVEL_PENALTY = 0.2  # what each longer quota costs before training, in units of the index's score
+IDLE_PENALTY = 0.6  # what idle, or no prefetch, costs against the index's best row
 
 
 class Weights(NamedTuple):
     """base [2, F] (turn, prefetch), w1 [H, F+I+C], b1 [H], w2 [H, H], b2 [H], w3 [Q, H], b3 [Q],
-    idle [I+C+1] (bias last), quotas_s [Q], scale [1]: logits per unit of index score."""
+    idle [I+C+1] (bias last), quotas_s [Q]. All outputs are in units of the index's score."""
 
     base: Matrix
     w1: Matrix
@@ -43,17 +43,16 @@ class Weights(NamedTuple):
     b3: Matrix
     idle: Matrix
     quotas_s: Matrix
-    scale: Matrix
 
 
 class LearnedMemory(Tables):
     """The weights as tables, matrices transposed [inputs, outputs] so that sums over outputs are
-    vectors; and scratch: rows [K], features, hidden layers, context [H], logits [Q]."""
+    vectors; and scratch: rows [K], features, hidden layers, context [H], scores [Q]."""
 
     layout: ClassVar = {
         **{name: Field(np.float32, 2) for name in ("base", "w1", "w2", "w3", "hidden")},
-        **{name: Field(np.float32) for name in ("b1", "b2", "b3", "idle", "scale", "context")},
-        **{name: Field(np.float32) for name in ("features", "instance", "globals", "logits")},
+        **{name: Field(np.float32) for name in ("b1", "b2", "b3", "idle", "context")},
+        **{name: Field(np.float32) for name in ("features", "instance", "globals", "scores")},
         "quotas_ns": Field(np.int64),
         "rows": Field(np.int64),
     }
@@ -66,12 +65,11 @@ class LearnedMemory(Tables):
     b2: Matrix
     b3: Matrix
     idle: Matrix
-    scale: Matrix
     context: Matrix
     features: Matrix
     instance: Matrix
     globals: Matrix
-    logits: Matrix
+    scores: Matrix
     quotas_ns: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
 
@@ -94,7 +92,7 @@ def rectify(values: Matrix) -> None:
 
 @inner
 def set_context(memory: LearnedMemory) -> float:
-    """First-layer terms that all rows share; returns the learned part of the idle logit."""
+    """First-layer terms that all rows share; returns the learned part of the idle score."""
     idle = memory.idle[I + C]
     for i in range(I):
         idle += memory.idle[i] * memory.instance[i]
@@ -108,7 +106,7 @@ def set_context(memory: LearnedMemory) -> float:
 
 @inner
 def score_row(memory: LearnedMemory) -> None:
-    """The network's part of the logits [Q] of the row in `features`."""
+    """The network's part of the scores [Q] of the row in `features`."""
     first, second = memory.hidden[0], memory.hidden[1]
     first[:] = memory.context
     add_layer(first, memory.features, memory.w1, 0)
@@ -116,8 +114,8 @@ def score_row(memory: LearnedMemory) -> None:
     second[:] = memory.b2
     add_layer(second, first, memory.w2, 0)
     rectify(second)
-    memory.logits[:] = memory.b3
-    add_layer(memory.logits, second, memory.w3, 0)
+    memory.scores[:] = memory.b3
+    add_layer(memory.scores, second, memory.w3, 0)
 
 
 @inner
@@ -128,20 +126,20 @@ def choose(state: State, kind: int, g: int, memory: LearnedMemory) -> tuple[int,
     pool_features(state, overflow, memory.globals)
     is_prefetch = kind == DecisionKind.PREFETCH
     base = memory.base[1 if is_prefetch else 0]
-    idle_logit = set_context(memory) - IDLE_PENALTY
-    best, best_level, best_logit, best_score = NONE, 0, -np.inf, -np.inf
+    idle_score = set_context(memory) - IDLE_PENALTY
+    best, best_level, best_score, best_index = NONE, 0, -np.inf, -np.inf
     for i in range(count):
         row_features(state, g, memory.rows[i], memory.features)
-        score = 0.0
+        index = 0.0
         for f in range(F):
-            score += base[f] * memory.features[f]
-        best_score = max(best_score, memory.scale[0] * score)
+            index += base[f] * memory.features[f]
+        best_index = max(best_index, index)
         score_row(memory)
         for q in range(1 if is_prefetch else memory.quotas_ns.shape[0]):
-            logit = memory.scale[0] * score - LEVEL_PENALTY * q + memory.logits[q]
-            if logit > best_logit:
-                best, best_level, best_logit = memory.rows[i], q, logit
-    if best_score + idle_logit > best_logit and (is_prefetch or can_idle(state, g)):
+            score = index - LEVEL_PENALTY * q + memory.scores[q]
+            if score > best_score:
+                best, best_level, best_score = memory.rows[i], q, score
+    if best_index + idle_score > best_score and (is_prefetch or can_idle(state, g)):
         return NONE, 0
     return best, best_level
 
@@ -188,7 +186,6 @@ def initial_weights(index: Index, quotas_s: tuple[float, ...], hidden: int, seed
         b3=np.zeros(levels, np.float32),
         idle=np.zeros(I + C + 1, np.float32),
         quotas_s=np.array(quotas_s, np.float32),
-        scale=np.ones(1, np.float32),
     )
 
 
@@ -224,7 +221,6 @@ def _check_shapes(weights: Weights, path: Path) -> None:
         "w3": (levels, hidden),
         "b3": (levels,),
         "idle": (I + C + 1,),
-        "scale": (1,),
     }
     for name, shape in expected.items():
         array = getattr(weights, name)
@@ -252,12 +248,10 @@ class Learned:
         weights, hidden = self.weights, len(self.weights.b1)
         quotas_us = np.rint(weights.quotas_s.astype(np.float64) * 1e6).astype(np.int64)
         return LearnedMemory(
-            **{
-                name: getattr(weights, name) for name in ("base", "b1", "b2", "b3", "idle", "scale")
-            },
+            **{name: getattr(weights, name) for name in ("base", "b1", "b2", "b3", "idle")},
             **{name: getattr(weights, name).T.copy() for name in ("w1", "w2", "w3")},
             quotas_ns=quotas_us * 1000,
-            logits=np.zeros(len(quotas_us), np.float32),
+            scores=np.zeros(len(quotas_us), np.float32),
             rows=np.zeros(ROWS, np.int64),
             features=np.zeros(F, np.float32),
             instance=np.zeros(I, np.float32),

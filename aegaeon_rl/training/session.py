@@ -1,0 +1,124 @@
+"""A training run from start to verdict: segments, validation, the choice, the held-out test."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+
+from aegaeon_rl.evaluation.compare import Cell, Comparison, Plan, compare, evaluate_cell
+from aegaeon_rl.evaluation.record import write_rows
+from aegaeon_rl.evaluation.spec import EvaluationSpec
+from aegaeon_rl.policies.learned import FILE, Learned, save_weights
+from aegaeon_rl.training.spec import Split, TrainSpec, split
+from aegaeon_rl.training.trainer import Checkpoint, Trainer, checkpoints
+from envs.scenario import ScenarioSpec
+from runtime.core import PoolSpec, SloSpec
+from runtime.protocol import Policy
+from traces import Trace
+
+CURVE = "curve.parquet"
+
+
+class Point(NamedTuple):
+    """A checkpoint on the validation part; number 0 is the start, before any training."""
+
+    number: int
+    decisions: int
+    attainment: float
+    low: float
+    high: float
+
+
+class Listener(NamedTuple):
+    """What a run tells while it works."""
+
+    decisions: Callable[[int], None]
+    point: Callable[[Point], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained, on what, judged how, and where it is kept."""
+
+    trace: Trace
+    pool: PoolSpec
+    slo: SloSpec
+    spec: TrainSpec
+    evaluation: EvaluationSpec
+    seed: int
+    folder: Path
+
+    @cached_property
+    def parts(self) -> Split:
+        return split(self.trace, self.spec)
+
+    def scenario(self) -> ScenarioSpec:
+        spec = self.spec
+        return ScenarioSpec(
+            trace=self.parts.train,
+            pool=self.pool,
+            slo=self.slo,
+            warm_s=spec.warm_s,
+            shortest_s=spec.shortest_s,
+            longest_s=spec.longest_s,
+            load_scale=spec.load_scale,
+        )
+
+    def plan(self, part: Trace, loads: tuple[float, ...]) -> Plan:
+        evaluation = replace(self.evaluation, loads=loads, baseline=None)
+        return Plan(trace=part, pool=self.pool, slo=self.slo, spec=evaluation, seed=self.seed)
+
+
+def train(job: Job, listener: Listener, *, resume: bool = False) -> list[Point]:
+    """Train to the end and leave the best checkpoint's weights in the run's folder.
+
+    Step 0, the start, is a candidate too; ties go to the earlier. With `resume` the run goes on
+    from its last complete checkpoint and ends as it would have without the break.
+    """
+    trainer = Trainer(job.scenario(), job.spec, job.seed, job.folder)
+    done = checkpoints(job.folder) if resume else []
+    if done:
+        trainer.restore(done[-1])
+        listener.decisions(trainer.model.num_timesteps)
+        points = [p for p in read_curve(job.folder) if p.number <= done[-1].number]
+        points += [validate(job, missed) for missed in done[len(points) :]]
+    else:
+        points = [validate(job, trainer.save())]
+    for point in points:
+        listener.point(point)
+    while trainer.done < job.spec.checkpoints:
+        points.append(validate(job, trainer.advance(listener.decisions)))
+        listener.point(points[-1])
+        write_rows(job.folder / CURVE, [p._asdict() for p in points])
+    save_weights(chosen(job, points).weights, job.folder / FILE)
+    return points
+
+
+def validate(job: Job, checkpoint: Checkpoint) -> Point:
+    """The checkpoint's greedy policy on the validation part at the trace's own load."""
+    cell: Cell = evaluate_cell(job.plan(job.parts.validation, (1.0,)), checkpoint.policy(), 1.0)
+    number = checkpoint.number
+    return Point(number, number * job.spec.segment, *cell.attainment)
+
+
+def read_curve(folder: Path) -> list[Point]:
+    path = folder / CURVE
+    return [Point(**row) for row in pq.read_table(path).to_pylist()] if path.exists() else []
+
+
+def best(points: Sequence[Point]) -> Point:
+    return max(points, key=lambda point: (point.attainment, -point.number))
+
+
+def chosen(job: Job, points: Sequence[Point]) -> Learned:
+    return Checkpoint(
+        best(points).number, job.folder / "checkpoints" / f"{best(points).number:04d}"
+    ).policy()
+
+
+def held_out(job: Job, policies: Sequence[Policy], progress: Callable[[Cell], None]) -> Comparison:
+    """The chosen policy, its start and others on the part that neither training nor choice saw."""
+    return compare(job.plan(job.parts.test, job.evaluation.loads), policies, progress=progress)

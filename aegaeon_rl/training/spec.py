@@ -1,0 +1,87 @@
+"""How a policy is trained."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from runtime.errors import UserError
+from traces import Trace
+
+LEAST_CHECKPOINTS = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    """A run is `checkpoints` segments of equal length; each starts all pools anew from seeds of
+    its own, so that a run resumed at a checkpoint repeats the uninterrupted one to the bit. In the
+    first segment only the critic learns (`warm_critic`)."""
+
+    decisions: int = 1_000_000
+    checkpoints: int = 8
+    pools: int = 64
+    steps: int = 64  # decisions a pool makes between two updates
+    epochs: int = 2
+    batch: int = 1024
+    learning_rate: float = 3e-4
+    horizon_s: float = 45.0  # rewards weigh exp(-t / horizon_s); time, not steps
+    gae_lambda: float = 0.95
+    clip: float = 0.1
+    entropy: float = 0.0
+    warm_critic: bool = True
+    start: str = "index"  # the index to start from, or the folder of a trained policy
+    hidden: int = 32
+    rows: int = 32
+    quotas_s: tuple[float, ...] = (0.1, 0.4)  # used when starting from an index
+    scale: float = 10.0  # logits per unit of index score: how close sampling stays to greedy
+    warm_s: float = 20.0
+    shortest_s: float = 30.0
+    longest_s: float = 90.0
+    load_scale: tuple[float, float] = (0.9, 1.2)
+    train_share: float = 0.6  # of the trace's span; then validation, the rest is held out
+    validation_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("decisions", "checkpoints", "pools", "epochs", "batch", "hidden", "rows"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)}: expected at least 1")
+        if self.steps < 2:
+            raise UserError(f"train.steps={self.steps}: expected at least 2")
+        for name in ("learning_rate", "horizon_s", "clip", "scale", "shortest_s"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"train.{name}={getattr(self, name)}: expected more than 0")
+        if not 0 < self.train_share < 1 or not 0 < self.validation_share < 1 - self.train_share:
+            raise UserError(
+                f"train.train_share={self.train_share}, validation_share={self.validation_share}:"
+                " expected positive shares that leave time to hold out"
+            )
+        if not self.quotas_s or min(self.quotas_s) <= 0:
+            raise UserError(f"train.quotas_s={list(self.quotas_s)}: expected positive seconds")
+
+    @property
+    def rollout(self) -> int:
+        return self.pools * self.steps
+
+    @property
+    def segment(self) -> int:
+        """Decisions between checkpoints: whole rollouts."""
+        return max(1, round(self.decisions / self.checkpoints / self.rollout)) * self.rollout
+
+
+class Split(NamedTuple):
+    """Three consecutive parts of a trace; no request is in two."""
+
+    train: Trace
+    validation: Trace
+    test: Trace
+
+
+def split(trace: Trace, spec: TrainSpec) -> Split:
+    """By time; models keep their numbers in all parts. Raises UserError when a part is empty."""
+    marks = (0.0, spec.train_share, spec.train_share + spec.validation_share, 1.0)
+    span_s = trace.span_s + 1e-6
+    parts = []
+    for name, begin, end in zip(Split._fields, marks[:-1], marks[1:], strict=True):
+        part = trace.window(begin * span_s, (end - begin) * span_s, keep_models=True)
+        if part.requests == 0:
+            raise UserError(f"trace {trace.name}: no request in the {name} part: expected a longer")
+        parts.append(part)
+    return Split(*parts)

@@ -1,0 +1,158 @@
+"""`Trainer`: segments of MaskablePPO between checkpoints that resume exactly."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from sb3_contrib import MaskablePPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from torch import nn
+
+from aegaeon_rl.evaluation.record import write_text
+from aegaeon_rl.policies.index import Index
+from aegaeon_rl.policies.learned import FILE, Learned, Weights, initial_weights, save_weights
+from aegaeon_rl.policies.registry import make_policy
+from aegaeon_rl.training.network import RowNetwork, RowPolicy, policy_arguments
+from aegaeon_rl.training.smdp import EventTimeBuffer
+from aegaeon_rl.training.spec import TrainSpec
+from envs.scenario import ScenarioSpec
+from envs.vector import PoolVecEnv
+from runtime.errors import UserError
+
+STATE = "state.pt"
+POSITION = "checkpoint.json"
+
+
+class Checkpoint(NamedTuple):
+    """A folder with weights.npz (deployable), state.pt (to resume) and its number."""
+
+    number: int
+    folder: Path
+
+    def policy(self) -> Learned:
+        return Learned.load(self.folder / FILE, name=f"checkpoint {self.number}")
+
+
+def starting_weights(spec: TrainSpec, seed: int) -> Weights:
+    """An index with a network that adds nothing yet, or a trained policy's weights.
+
+    Raises UserError for a policy that is neither.
+    """
+    policy = make_policy(spec.start)
+    if isinstance(policy, Learned):
+        return policy.weights
+    if not isinstance(policy, Index):
+        raise UserError(f"train.start={spec.start}: expected an index or a trained policy's folder")
+    return initial_weights(policy, spec.quotas_s, spec.hidden, seed)
+
+
+class Progress(BaseCallback):
+    """Tells how many decisions were made."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        super().__init__()
+        self.advance = advance
+
+    def _on_step(self) -> bool:
+        self.advance(self.training_env.num_envs)
+        return True
+
+
+class Trainer:
+    """Mutable: a model, its pools, and how many segments it has done."""
+
+    def __init__(self, scenario: ScenarioSpec, spec: TrainSpec, seed: int, folder: Path) -> None:
+        torch.set_num_threads(1)  # two threads on a shared machine are slower than one
+        self.spec, self.seed, self.folder = spec, seed, folder
+        weights = starting_weights(spec, seed)
+        quotas = tuple(round(float(q), 6) for q in weights.quotas_s)
+        self.pools = PoolVecEnv(scenario, spec.pools, rows=spec.rows, quotas_s=quotas)
+        self.model = MaskablePPO(
+            RowPolicy,
+            self.pools,
+            learning_rate=spec.learning_rate,
+            n_steps=spec.steps,
+            batch_size=min(spec.batch, spec.rollout),
+            n_epochs=spec.epochs,
+            gamma=1.0,
+            gae_lambda=spec.gae_lambda,
+            clip_range=spec.clip,
+            ent_coef=spec.entropy,
+            rollout_buffer_class=EventTimeBuffer,
+            rollout_buffer_kwargs={"horizon_s": spec.horizon_s},
+            policy_kwargs=policy_arguments(weights, spec.rows, spec.scale),
+            device="cpu",
+        )
+        buffer = self.model.rollout_buffer
+        assert isinstance(buffer, EventTimeBuffer)
+        buffer.attach(self.pools)
+        self.model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+        self.done: int = 0
+
+    @property
+    def network(self) -> RowNetwork:
+        network = self.model.policy.mlp_extractor
+        assert isinstance(network, RowNetwork)
+        return network
+
+    def advance(self, progress: Callable[[int], None]) -> Checkpoint:
+        """One segment from seeds of its own, then its checkpoint."""
+        self._freeze_actor(self.spec.warm_critic and self.done == 0)
+        self.model.set_random_seed(self.seed * 1_000_003 + self.done)
+        self.model.set_env(self.pools, force_reset=True)
+        self.model.learn(self.spec.segment, reset_num_timesteps=False, callback=Progress(progress))
+        self.done += 1
+        return self.save()
+
+    def _freeze_actor(self, is_frozen: bool) -> None:
+        for layer in self.network.actor:
+            nn.Module.requires_grad_(layer, not is_frozen)
+
+    def save(self) -> Checkpoint:
+        """Whole or not at all: checkpoint.json is written last."""
+        folder = self.folder / "checkpoints" / f"{self.done:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self.network.weights(), folder / FILE)
+        aside = folder / f".{STATE}.part"
+        torch.save(self._state(), aside)
+        aside.replace(folder / STATE)
+        position = {"number": self.done, "decisions": self.model.num_timesteps}
+        write_text(folder / POSITION, json.dumps(position) + "\n")
+        return Checkpoint(self.done, folder)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "policy": self.model.policy.state_dict(),
+            "optimizer": self.model.policy.optimizer.state_dict(),
+            "decisions": self.model.num_timesteps,
+            "updates": self.model._n_updates,
+            "segments": self.done,
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint. Only tensors and numbers are read, never a pickle.
+
+        Raises UserError when it was made with another network.
+        """
+        state = torch.load(checkpoint.folder / STATE, weights_only=True)
+        try:
+            self.model.policy.load_state_dict(state["policy"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{checkpoint.folder}: not this network's: {reason[:200]}") from None
+        self.model.policy.optimizer.load_state_dict(state["optimizer"])
+        self.model.num_timesteps = state["decisions"]
+        self.model._n_updates = state["updates"]
+        self.done = state["segments"]
+
+
+def checkpoints(folder: Path) -> list[Checkpoint]:
+    """Those that are complete, oldest first."""
+    found = [
+        Checkpoint(int(json.loads(position.read_text())["number"]), position.parent)
+        for position in (folder / "checkpoints").glob(f"*/{POSITION}")
+    ]
+    return sorted(found)
