@@ -7,6 +7,7 @@ Only this module and the command line know Hydra and OmegaConf. A field's type a
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -14,10 +15,11 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from runtime.errors import UserError, nearest
 
@@ -39,6 +41,30 @@ def build(cls: type[T], config: DictConfig) -> T:
 def as_yaml(config: Any) -> str:
     """A configuration dataclass as YAML that the same verb reads again."""
     return OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(config))))
+
+
+def differing_keys(path: Path, config: Any, ignored: tuple[str, ...]) -> list[str]:
+    """Keys in which `config` differs from the YAML that `as_yaml` once wrote to `path`.
+
+    Raises UserError when the file is absent or no YAML.
+    """
+    try:
+        before = OmegaConf.load(path)
+    except (OSError, YAMLError) as error:
+        raise UserError(f"{path}: {_one_line(error)}") from None
+    if not isinstance(before, DictConfig):
+        raise UserError(f"{path}: expected the keys of a run")
+    now = OmegaConf.create(_plain(asdict(config)))
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    return [key for key in keys if key.partition(".")[0] not in ignored]
+
+
+def _leaves(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    for key in _keys(config):
+        value = OmegaConf.select(config, key)
+        if not OmegaConf.is_dict(value):
+            yield key, value
 
 
 def _plain(value: Any) -> Any:
@@ -68,7 +94,7 @@ def _dataclass(cls: Any, data: Any, where: str) -> Any:
     try:
         return cls(**values)
     except TypeError as error:
-        raise UserError(f"{where}: {_one_line(error)}") from None
+        raise UserError(f"{where or cls.__name__}: {_one_line(error)}") from None
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
@@ -120,46 +146,59 @@ FLAGS_WITH_VALUE = (  # of Hydra's command line
 )
 
 
-def check_overrides(verb: str, arguments: list[str]) -> None:
-    """Raises UserError for an override that Hydra would reject with more than a line."""
-    plain = [
-        argument
-        for before, argument in zip(["", *arguments], arguments, strict=False)
-        if not argument.startswith("-") and before not in FLAGS_WITH_VALUE
-    ]
-    try:
-        overrides = OverridesParser.create().parse_overrides(overrides=plain)
-    except HydraException:
-        raise UserError(_malformed(plain)) from None
-    with initialize_config_module(config_module=MODULE, version_base="1.3"):
-        defaults = compose(config_name=verb)
-        for override in overrides:
-            _check_override(override, defaults)
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags, with their values, and the overrides, quoted where need be."""
+    flags: list[str] = []
+    overrides = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument.startswith("-") or before in FLAGS_WITH_VALUE:
+            flags.append(argument)
+        else:
+            overrides.append(quoted(argument))
+    return flags, overrides
 
 
 def quoted(argument: str) -> str:
-    """`key=a=b` as Hydra reads it, key='a=b'; anything else as it is."""
-    key, _, value = argument.partition("=")
-    if argument.startswith("-") or "=" not in value or value[0] in "'\"[{":
+    """A value that Hydra's grammar does not take (a=b, brackets in a path) as a quoted text."""
+    key, equals, value = argument.partition("=")
+    is_plain = "=" not in value or value[0] in "'\"[{"
+    if not equals or (is_plain and _parsed(argument)):
         return argument
-    return f"{key}='{value}'"
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
-def _malformed(arguments: list[str]) -> str:
-    """Which override does not parse."""
-    for argument in arguments:
-        if "=" not in argument:
-            return f"{argument!r}: expected key=value"
+def _parsed(argument: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
+
+
+def check_overrides(verb: str, arguments: list[str], *, is_multirun: bool) -> None:
+    """Raises UserError for an override that Hydra would reject with more than a line."""
+    with initialize_config_module(config_module=MODULE, version_base="1.3"):
+        defaults, plain = compose(config_name=verb), []
+        for argument in arguments:
+            override = _parsed(argument)
+            if override is None:
+                raise UserError(f"{argument!r}: expected key=value")
+            _check_override(override, defaults)
+            if not override.is_sweep_override():
+                plain.append(argument)
+            elif not is_multirun:
+                raise UserError(
+                    f"{argument}: several values; add --multirun to run each, or write a list as"
+                    f" '{override.get_key_element()}=[a,b]'"
+                )
         try:
-            OverridesParser.create().parse_overrides(overrides=[argument])
-        except HydraException:
-            return f"{argument!r}: not a value; quote the whole override, as in 'policies=[a,b]'"
-    return f"{' '.join(arguments)!r}: expected key=value"
+            compose(config_name=verb, overrides=plain)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_one_line(error)) from None
 
 
 def _check_override(override: Override, defaults: DictConfig) -> None:
     key = override.key_or_group
-    if key.startswith("hydra") or override.is_delete() or override.is_add():
+    if key.startswith("hydra") or override.is_delete():
         return
     loader = GlobalHydra.instance().config_loader()
     groups = [group for group in loader.list_groups("") if group != "hydra"]
@@ -168,11 +207,13 @@ def _check_override(override: Override, defaults: DictConfig) -> None:
         section = key.rpartition(".")[0]
         beside = [name for name in known if name.rpartition(".")[0] == section]
         raise UserError(f"{key}: unknown key; {nearest(key, beside or known)}")
-    if key in groups and not override.is_sweep_override():
+    if key in groups and override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
         found = loader.get_group_options(key, results_filter=ObjectType.CONFIG)
         choices = [name for name in found if not name.startswith("_")]
-        if str(override.value()) not in choices:
-            raise UserError(f"{key}={override.value()}: {nearest(str(override.value()), choices)}")
+        is_sweep = override.is_sweep_override()
+        for name in override.sweep_string_iterator() if is_sweep else [str(override.value())]:
+            if name not in choices:
+                raise UserError(f"{key}={name}: {nearest(name, choices)}")
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

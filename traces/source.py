@@ -23,10 +23,12 @@ class TraceSource:
 def open_trace(source: TraceSource) -> Trace:
     """Raises TraceError when the file is not valid or the window holds no request."""
     if source.path is None:
+        if source.where is not None:
+            raise TraceError(f"trace.where={source.where}: expected a file in trace.path as well")
         trace = load_bundled(source.name)
     else:
         trace = read(source.path, source.where)
-    if source.start_s > 0 or source.duration_s is not None:
+    if source.start_s != 0 or source.duration_s is not None:
         span_s, lineage = trace.span_s, trace.lineage
         trace = trace.window(source.start_s, source.duration_s)
         if trace.requests == 0:

@@ -19,7 +19,8 @@ from aegaeon_rl.evaluation.bootstrap import (
 from aegaeon_rl.evaluation.metrics import Sample, merged, metrics, sample_of
 from aegaeon_rl.evaluation.spec import EvaluationSpec, Window, plan_windows
 from runtime.core import NS, PoolSpec, SloSpec
-from runtime.emulator.run import run
+from runtime.emulator.profile import load_profile
+from runtime.emulator.run import build_state, run
 from runtime.errors import UserError, nearest
 from runtime.protocol import Policy
 from traces import Trace
@@ -105,12 +106,8 @@ class Comparison:
 def compare(
     plan: Plan, policies: Sequence[Policy], *, progress: Callable[[Cell], None] = lambda _: None
 ) -> Comparison:
-    """Raises UserError for a name given twice, and what traces and profiles raise."""
-    names = [policy.name for policy in policies]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"policies: {name!r} is listed twice: expected different policies")
-    baseline = chosen_baseline(plan.spec.baseline, names)
+    """Raises UserError as `check` does."""
+    baseline = check(plan, policies)
 
     def evaluate(task: tuple[float, Policy]) -> Cell:
         cell = evaluate_cell(plan, task[1], task[0])
@@ -121,6 +118,22 @@ def compare(
         cells = tuple(threads.map(evaluate, product(plan.loads, policies)))
     rows = compared(plan, [cell for cell in cells if cell.load == 1.0], baseline)
     return Comparison(plan=plan, baseline=baseline, rows=rows, cells=cells)
+
+
+def check(plan: Plan, policies: Sequence[Policy]) -> str:
+    """The baseline's name. Raises UserError for what cannot be compared, before anything runs."""
+    names = [policy.name for policy in policies]
+    if not names:
+        raise UserError("policies=[]: expected at least one policy")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"policies: {name!r} is listed twice: expected different policies")
+    for load, window in product(plan.loads, plan.windows):
+        window_trace(plan.trace, window, load)
+    profile = load_profile(plan.pool.profile)
+    for policy in policies:
+        build_state(policy.configure(plan.pool), plan.trace.models, plan.slo, profile)
+    return chosen_baseline(plan.spec.baseline, names)
 
 
 def chosen_baseline(stated: str | None, names: Sequence[str]) -> str:
@@ -182,9 +195,11 @@ def window_trace(trace: Trace, window: Window, load: float) -> tuple[Trace, floa
     reach_s = min(window.duration_s * load, trace.span_s - window.start_s + 1e-6)
     part = trace.window(window.start_s, reach_s, keep_models=True).scale_rate(load)
     if part.requests == 0 or part.arrival_s[-1] < window.warm_s:
+        first_s, last_s = trace.arrival_s[0], trace.arrival_s[-1]
         raise UserError(
-            f"trace {trace.name}: no request counts in the window at {window.start_s:.0f} s;"
-            " raise evaluate.window_s, or set evaluate.windows=0 for the whole trace"
+            f"trace {trace.name}: no request counts in the window at {window.start_s:.0f} s at load"
+            f" {load:g}; requests arrive from {first_s:.0f} to {last_s:.0f} s: raise"
+            " evaluate.window_s, set trace.start_s, or evaluate.windows=0 for the whole trace"
         )
     return part, reach_s / load
 

@@ -17,9 +17,11 @@ from aegaeon_rl.evaluation.metrics import model_attainment, stall_s, ttft_s
 from runtime.slo import GAP_FLOOR_S, GAP_RATIO
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+METADATA = ("Creator", "Date", "Format", "Type")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "aegaeon-rl",
+    "text.parse_math": False,  # a $ in a policy's path is a $
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -36,11 +38,31 @@ def colours(policies: Sequence[str]) -> dict[str, str]:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an <svg> element, without XML prologue or date."""
+    """The figure as an <svg> element, without XML prologue, date or other metadata."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(METADATA))
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def training_curve(points: Sequence[Any], start: str) -> str:
+    """Validation attainment of each checkpoint (number, decisions, attainment, low, high) against
+    the line of its start; the chosen one is ringed."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 3.2), layout="constrained")
+        axes = figure.subplots()
+        decisions = [point.decisions for point in points]
+        value, low, high = 100 * np.array([(p.attainment, p.low, p.high) for p in points]).T
+        axes.fill_between(decisions, low, high, color=PALETTE[0], alpha=0.12, linewidth=0)
+        axes.plot(decisions, value, color=PALETTE[0], marker="o", markersize=4, label="learned")
+        axes.axhline(value[0], color="#666666", linestyle="--", linewidth=1, label=start)
+        top = int(np.argmax(value))
+        ring = axes.scatter(decisions[top], value[top], s=110, label="chosen", zorder=3)
+        ring.set(facecolor="none", edgecolor=PALETTE[1])
+        axes.set(xlabel="decisions", ylabel="validation: tokens on time (%)")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        figure.legend(loc="outside right center")
+        return svg(figure)
 
 
 def attainment_by_load(comparison: Comparison) -> str:

@@ -3,7 +3,8 @@
 import json
 import math
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from os import getpid
 from pathlib import Path
@@ -33,17 +34,28 @@ def open_folder(path: Path) -> Path:
     return path
 
 
-def write_text(path: Path, text: str) -> None:
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A file to write that then takes the place of `path`; a failure leaves `path` as it was."""
     aside = path.with_name(f".{path.name}.{getpid()}.part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8; what of a file's name is not UTF-8 is escaped."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Rows as Parquet; all have the keys of the first."""
-    aside = path.with_name(f".{path.name}.{getpid()}.part")
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), aside, compression="zstd")
-    aside.replace(path)
+    table = pa.Table.from_pylist([dict(row) for row in rows])
+    with written_aside(path) as aside:
+        pq.write_table(table, aside, compression="zstd")
 
 
 def summary(

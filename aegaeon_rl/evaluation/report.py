@@ -45,6 +45,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def cell_text(value: float, kind: str) -> str:
     if value != value or value == float("inf"):
         return "never" if value == float("inf") else "n/a"
@@ -67,7 +71,7 @@ def answer(comparison: Comparison) -> str:
     """The result in one sentence."""
     best, baseline = comparison.best, comparison.row(comparison.baseline)
     trace, pool = comparison.plan.trace, comparison.plan.pool
-    where = f"On {trace.name} and {pool.instances} GPUs ({pool.name})"
+    where = f"On {trace.name} and {counted(pool.instances, 'GPU')} ({pool.name})"
     reached = percent(best.cell.metrics["token_attainment"])
     if best.difference is None:
         return f"{where}, {best.cell.policy} emits {reached} of all tokens on time."
@@ -88,10 +92,15 @@ def verdict(row: Row) -> str:
 
 def sizing_sentence(sizing: Sizing) -> str:
     target = f"{100 * sizing.target:g} % of tokens on time"
+    if sizing.dedicated_share < sizing.target:
+        return (
+            f"{target} is out of reach: with a GPU for each model, and more for those that gain by"
+            f" it, dedicated serving reaches {100 * sizing.dedicated_share:.2f} %."
+        )
     if sizing.pooled is None:
         return (
             f"To keep {target}, dedicated serving needs {sizing.dedicated} GPUs;"
-            f" a pool of as many under {sizing.policy} reaches {percent(sizing.pooled_share)}."
+            f" a pool of as many under {sizing.policy} reaches {100 * sizing.pooled_share:.2f} %."
         )
     return (
         f"To keep {target}: dedicated {sizing.dedicated} GPUs -> pooled {sizing.pooled}"
@@ -105,12 +114,12 @@ def assumptions(comparison: Comparison) -> list[str]:
     trace, spec, pool = plan.trace, plan.spec, plan.pool
     profile = load_profile(pool.profile)
     windows = (
-        f"{len(plan.windows)} windows of {spec.window_s:g} s ({percent(plan.covered)} of its span),"
-        f" the first {spec.warm_s:g} s of each not counted"
+        f"{counted(len(plan.windows), 'window')} of {spec.window_s:g} s"
+        f" ({percent(plan.covered)} of its span), the first {spec.warm_s:g} s of each not counted"
         if plan.windows[0].warm_s
         else f"run whole ({trace.span_s:.0f} s) from an empty pool, which is a transient"
     )
-    units = f"{len(plan.windows)} windows"
+    units = counted(len(plan.windows), "window")
     if plan.block_s is not None:
         units = f"{plan.block_s:.3g} s blocks"
     deals = f" and {spec.seeds} deals of model sizes" if spec.seeds > 1 else ""
@@ -120,9 +129,9 @@ def assumptions(comparison: Comparison) -> list[str]:
         f"Trace: {trace.name} ({trace.kind}), {trace.requests:,} requests of"
         f" {len(trace.models)} models at {trace.rate_rps:.2f} requests/s; {windows}.",
         f"Step times: profile {profile.name} ({profile.gpu}), {measured}: {profile.source}.",
-        f"Pool: {pool.instances} GPUs on {pool.nodes} node(s), {pool.weight_slots} weight slots,"
-        f" {pool.h2d_bytes_s / 1e9:g} GB/s host to device; models are dealt {len(sizes)}"
-        f" checkpoint(s): {', '.join(sizes)}.",
+        f"Pool: {counted(pool.instances, 'GPU')} on {counted(pool.nodes, 'node')},"
+        f" {counted(pool.weight_slots, 'weight slot')}, {pool.h2d_bytes_s / 1e9:g} GB/s host to"
+        f" device; models are dealt {counted(len(sizes), 'checkpoint')}: {', '.join(sizes)}.",
         f"SLO: first token within {plan.slo.ttft_s:g} s, then one every {plan.slo.tbt_s * 1e3:g}"
         " ms; token i is on time if it appears by arrival + TTFT + i * TBT.",
         f"Intervals: {100 * spec.confidence:g} %, paired bootstrap over {units}{deals},"

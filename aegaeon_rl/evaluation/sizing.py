@@ -25,13 +25,18 @@ class Tokens(NamedTuple):
     due: int
 
     @property
+    def missed(self) -> int:
+        return self.due - self.on_time
+
+    @property
     def share(self) -> float:
         return self.on_time / max(1, self.due)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizing:
-    """`pooled` None: the target is out of reach with as many GPUs as dedicated serving needs."""
+    """`pooled` None: the target is out of reach, with as many GPUs as dedicated serving needs or,
+    where `dedicated_share` misses it too, with any number."""
 
     target: float
     policy: str
@@ -49,7 +54,9 @@ def size(plan: Plan, policy: Policy) -> Sizing:
     """`policy` also schedules the dedicated GPUs of one model, so both sides batch alike."""
     target = plan.spec.target
     dedicated, dedicated_share = dedicated_gpus(plan, policy)
-    pooled, share = pooled_gpus(plan, policy, dedicated)
+    pooled, share = None, float("nan")
+    if dedicated_share >= target:
+        pooled, share = pooled_gpus(plan, policy, dedicated)
     return Sizing(
         target=target,
         policy=policy.name,
@@ -61,16 +68,24 @@ def size(plan: Plan, policy: Policy) -> Sizing:
 
 
 def dedicated_gpus(plan: Plan, policy: Policy) -> tuple[int, float]:
-    """One GPU a model; while the target is missed, one more for the model that misses most."""
+    """One GPU a model; while the target is missed, one more for the model that misses most.
+
+    A model that gains nothing by one more keeps what it has: where none gains, the share stays
+    below the target.
+    """
     parts = [window_trace(plan.trace, window, 1.0)[0] for window in plan.windows]
     models = range(len(plan.trace.models))
-    replicas = np.ones(len(models), np.int64)
+    replicas = [1 for _ in models]
     tokens = [dedicated_tokens(plan, parts, m, 1, policy) for m in models]
-    while _share(tokens) < plan.spec.target and replicas.sum() < LARGEST:
-        worst = int(np.argmax([t.due - t.on_time for t in tokens]))
-        replicas[worst] += 1
-        tokens[worst] = dedicated_tokens(plan, parts, worst, int(replicas[worst]), policy)
-    return int(replicas.sum()), _share(tokens)
+    gaining = {m for m in models if tokens[m].missed}
+    while gaining and _share(tokens) < plan.spec.target and sum(replicas) < LARGEST:
+        worst = max(gaining, key=lambda m: (tokens[m].missed, -m))
+        more = dedicated_tokens(plan, parts, worst, replicas[worst] + 1, policy)
+        if more.on_time > tokens[worst].on_time:
+            replicas[worst], tokens[worst] = replicas[worst] + 1, more
+        else:
+            gaining.remove(worst)
+    return sum(replicas), _share(tokens)
 
 
 def _share(tokens: list[Tokens]) -> float:
@@ -101,8 +116,8 @@ def tokens_of(plan: Plan, parts: list[Trace], pool: PoolSpec, policy: Policy) ->
 
 
 def pooled_gpus(plan: Plan, policy: Policy, most: int) -> tuple[int | None, float]:
-    """Bisection over pool sizes, taking attainment to rise with GPUs."""
-    sizes = sorted({instances_near(n) for n in range(1, most + 1)})
+    """Bisection over pool sizes up to `most`, taking attainment to rise with GPUs."""
+    sizes = [n for n in range(1, most + 1) if instances_near(n) == n]
     low, high = 0, len(sizes) - 1
     share = pooled_share(plan, policy, sizes[high])
     if share < plan.spec.target:

@@ -1,6 +1,7 @@
 """How a comparison is run: windows, seeds, loads, and the bootstrap behind its intervals."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from runtime.errors import UserError
@@ -38,7 +39,7 @@ class EvaluationSpec:
         for name in ("confidence", "target"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"evaluate.{name}={getattr(self, name)}: expected between 0 and 1")
-        if not self.loads or min(self.loads) <= 0:
+        if not self.loads or not all(0 < load < inf for load in self.loads):
             raise UserError(f"evaluate.loads={list(self.loads)}: expected positive multiples")
 
 

@@ -9,6 +9,7 @@ Greedy: the best (row, quota level), or idle. No torch here: `aegaeon_rl.trainin
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from runtime.tables import Field, Tables
 
 Matrix = npt.NDArray[np.float32]
 FILE = "weights.npz"
+SHORTEST_S = 1e-6  # of a quota
 LEVEL_PENALTY = 0.2  # what each longer quota costs before training, in units of the index's score
 IDLE_PENALTY = 0.6  # what idle, or no prefetch, costs against the index's best row
 
@@ -199,10 +201,10 @@ def save_weights(weights: Weights, path: Path) -> None:
 def load_weights(path: Path) -> Weights:
     """Raises UserError for a file that is not one, or was trained on another feature spec."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with ZipFile(path), np.load(path, allow_pickle=False) as data:
             stated = str(data["spec_hash"])
             weights = Weights(*(np.ascontiguousarray(data[n], np.float32) for n in Weights._fields))
-    except (OSError, KeyError, ValueError, EOFError) as error:
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not policy weights: {reason}") from None
     if stated != SPEC_HASH:
@@ -216,11 +218,13 @@ def _check_shapes(weights: Weights, path: Path) -> None:
     expected = {
         "base": (2, F),
         "w1": (hidden, F + I + C),
+        "b1": (hidden,),
         "w2": (hidden, hidden),
         "b2": (hidden,),
         "w3": (levels, hidden),
         "b3": (levels,),
         "idle": (I + C + 1,),
+        "quotas_s": (levels,),
     }
     for name, shape in expected.items():
         array = getattr(weights, name)
@@ -228,6 +232,8 @@ def _check_shapes(weights: Weights, path: Path) -> None:
             raise UserError(f"{path}: {name} has shape {array.shape}: expected {shape}")
         if not np.isfinite(array).all():
             raise UserError(f"{path}: {name} has values that are not finite")
+    if not levels or weights.quotas_s.min() < SHORTEST_S:
+        raise UserError(f"{path}: quotas_s={weights.quotas_s}: expected {SHORTEST_S:g} s or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -19,6 +19,7 @@ from aegaeon_rl.evaluation.record import open_folder, write_text
 from aegaeon_rl.evaluation.report import cell_text, difference_text, verdict
 from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.profile import load_profile
+from runtime.errors import UserError
 from traces.source import TraceSource
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
@@ -47,6 +48,10 @@ class Common:
     seed: int = 0
     run: RunSection = RunSection()
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed}: expected 0 or more")
+
     def profiled_pool(self) -> PoolSpec:
         """Raises UserError for a profile that does not exist."""
         pool = self.pool if self.profile is None else replace(self.pool, profile=self.profile)
@@ -54,11 +59,14 @@ class Common:
         return pool
 
 
-def run_folder(verb: str, section: RunSection, config: Any) -> Path:
+def run_folder(folder: Path, config: Any) -> Path:
     """The run's folder, made, with config.yaml in it."""
-    folder = open_folder(Path(section.dir) if section.dir else fresh_folder(verb))
-    write_text(folder / "config.yaml", as_yaml(config))
+    write_text(open_folder(folder) / "config.yaml", as_yaml(config))
     return folder
+
+
+def chosen_folder(verb: str, section: RunSection) -> Path:
+    return Path(section.dir) if section.dir else fresh_folder(verb)
 
 
 def fresh_folder(verb: str) -> Path:

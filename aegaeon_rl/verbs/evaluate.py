@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aegaeon_rl.evaluation.compare import Cell, Comparison, Plan, compare
+from aegaeon_rl.evaluation.compare import Cell, Comparison, Plan, check, compare
 from aegaeon_rl.evaluation.record import commit, summary, write_rows, write_summary, write_text
 from aegaeon_rl.evaluation.report import Section, answer, render, sizing_sentence, verdict
 from aegaeon_rl.evaluation.sizing import Sizing, size
@@ -13,13 +13,13 @@ from aegaeon_rl.evaluation.spec import EvaluationSpec
 from aegaeon_rl.policies.registry import make_policy
 from aegaeon_rl.verbs.common import (
     Common,
+    chosen_folder,
     command,
     console,
     print_comparison,
     progress,
     run_folder,
 )
-from runtime.errors import UserError
 from runtime.protocol import Policy
 from traces.source import open_trace
 
@@ -31,8 +31,6 @@ class Config(Common):
 
 
 def main(config: Config) -> None:
-    if not config.policies:
-        raise UserError("policies=[]: expected at least one policy")
     policies = [make_policy(name) for name in config.policies]
     plan = Plan(
         trace=open_trace(config.trace),
@@ -41,6 +39,8 @@ def main(config: Config) -> None:
         spec=config.evaluate,
         seed=config.seed,
     )
+    check(plan, policies)
+    folder = run_folder(chosen_folder("evaluate", config.run), config)
     with progress("evaluate", len(plan.loads) * len(policies)) as advance:
         comparison = compare(plan, policies, progress=lambda cell: advance(cell.policy))
     sizing = None
@@ -48,7 +48,6 @@ def main(config: Config) -> None:
         best = comparison.best.cell.policy
         with console.status(f"sizing dedicated and pooled GPUs with {best}"):
             sizing = size(plan, next(p for p in policies if p.name == best))
-    folder = run_folder("evaluate", config.run, config)
     write_comparison(folder, "evaluate", comparison, policies, sizing)
     print_comparison(comparison)
     console.print(answer(comparison))
