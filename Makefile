@@ -18,6 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(QUIET_PIP) torch==2.13.0
 	@$(QUIET_PIP) -e '.[dev]'
+	@echo "Compiling the kernels once"
+	@$(THREADS) $(BIN)/python -m aegaeon_rl.verbs.warm
 	@touch $@
 
 demo: setup  ## the main job on the bundled trace, in under five minutes

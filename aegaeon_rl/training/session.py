@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from aegaeon_rl.evaluation.compare import Cell, Comparison, Plan, compare, evaluate_cell
+from aegaeon_rl.evaluation.compare import Plan, evaluate_cell
 from aegaeon_rl.evaluation.record import write_rows
 from aegaeon_rl.evaluation.spec import EvaluationSpec
 from aegaeon_rl.policies.learned import FILE, Learned, save_weights
@@ -16,7 +16,6 @@ from aegaeon_rl.training.spec import Split, TrainSpec, split
 from aegaeon_rl.training.trainer import Checkpoint, Trainer, checkpoints
 from envs.scenario import ScenarioSpec
 from runtime.core import PoolSpec, SloSpec
-from runtime.protocol import Policy
 from traces import Trace
 
 CURVE = "curve.parquet"
@@ -67,8 +66,8 @@ class Job:
             load_scale=spec.load_scale,
         )
 
-    def plan(self, part: Trace, loads: tuple[float, ...]) -> Plan:
-        evaluation = replace(self.evaluation, loads=loads, baseline=None)
+    def plan(self, part: Trace, loads: tuple[float, ...], baseline: str | None = None) -> Plan:
+        evaluation = replace(self.evaluation, loads=loads, baseline=baseline)
         return Plan(trace=part, pool=self.pool, slo=self.slo, spec=evaluation, seed=self.seed)
 
 
@@ -99,7 +98,7 @@ def train(job: Job, listener: Listener, *, resume: bool = False) -> list[Point]:
 
 def validate(job: Job, checkpoint: Checkpoint) -> Point:
     """The checkpoint's greedy policy on the validation part at the trace's own load."""
-    cell: Cell = evaluate_cell(job.plan(job.parts.validation, (1.0,)), checkpoint.policy(), 1.0)
+    cell = evaluate_cell(job.plan(job.parts.validation, (1.0,)), checkpoint.policy(), 1.0)
     number = checkpoint.number
     return Point(number, number * job.spec.segment, *cell.attainment)
 
@@ -114,11 +113,6 @@ def best(points: Sequence[Point]) -> Point:
 
 
 def chosen(job: Job, points: Sequence[Point]) -> Learned:
-    return Checkpoint(
-        best(points).number, job.folder / "checkpoints" / f"{best(points).number:04d}"
-    ).policy()
-
-
-def held_out(job: Job, policies: Sequence[Policy], progress: Callable[[Cell], None]) -> Comparison:
-    """The chosen policy, its start and others on the part that neither training nor choice saw."""
-    return compare(job.plan(job.parts.test, job.evaluation.loads), policies, progress=progress)
+    number = best(points).number
+    weights = Checkpoint(number, job.folder / "checkpoints" / f"{number:04d}").policy().weights
+    return Learned(name="learned", weights=weights)

@@ -17,13 +17,13 @@ class TrainSpec:
 
     decisions: int = 1_000_000
     checkpoints: int = 8
-    pools: int = 64
-    steps: int = 64  # decisions a pool makes between two updates
+    pools: int = 32
+    steps: int = 256  # decisions a pool makes between two updates
     epochs: int = 2
     batch: int = 1024
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     horizon_s: float = 45.0  # rewards weigh exp(-t / horizon_s); time, not steps
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.99
     clip: float = 0.1
     entropy: float = 0.0
     warm_critic: bool = True
@@ -31,11 +31,11 @@ class TrainSpec:
     hidden: int = 32
     rows: int = 32
     quotas_s: tuple[float, ...] = (0.1, 0.4)  # used when starting from an index
-    scale: float = 10.0  # logits per unit of index score: how close sampling stays to greedy
+    scale: float = 5.0  # logits per unit of index score: how close sampling stays to greedy
     warm_s: float = 20.0
     shortest_s: float = 30.0
     longest_s: float = 90.0
-    load_scale: tuple[float, float] = (0.9, 1.2)
+    load_scale: tuple[float, float] = (1.0, 1.5)
     train_share: float = 0.6  # of the trace's span; then validation, the rest is held out
     validation_share: float = 0.2
 

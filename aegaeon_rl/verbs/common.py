@@ -22,7 +22,7 @@ from runtime.emulator.profile import load_profile
 from runtime.errors import UserError
 from traces.source import TraceSource
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 SHOWN = (  # metric, heading, kind: what fits a terminal
     ("token_attainment", "on time", "share"),
     ("request_lost", "lost", "share"),
@@ -99,7 +99,7 @@ def print_comparison(comparison: Comparison) -> None:
     table.add_column("policy")
     for _, heading, _ in SHOWN:
         table.add_column(heading, justify="right")
-    table.add_column(f"against {comparison.baseline}, points")
+    table.add_column(f"points to {comparison.baseline}", no_wrap=True)
     table.add_column("verdict")
     for row in comparison.rows:
         values = [cell_text(row.cell.metrics[key], kind) for key, _, kind in SHOWN]

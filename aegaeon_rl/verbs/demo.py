@@ -1,0 +1,83 @@
+"""`demo`: the whole job on the bundled trace: facts, sizing, baselines, training, verdict."""
+
+import time
+from dataclasses import dataclass, replace
+
+from aegaeon_rl.evaluation.compare import Plan, compare
+from aegaeon_rl.evaluation.report import answer, sizing_sentence
+from aegaeon_rl.evaluation.sizing import pool_of_size, size
+from aegaeon_rl.policies.registry import make_policy
+from aegaeon_rl.training.session import Job
+from aegaeon_rl.verbs.common import (
+    chosen_folder,
+    console,
+    print_comparison,
+    progress,
+    run_folder,
+)
+from aegaeon_rl.verbs.evaluate import write_comparison
+from aegaeon_rl.verbs.trace import facts_lines
+from aegaeon_rl.verbs.train import Config as TrainConfig
+from aegaeon_rl.verbs.train import check_folder, curve_section, judge, learn, verdict_sentence
+from traces import describe
+from traces.source import open_trace
+
+NEXT = """Try next:
+  your own trace      aegaeon-rl trace action=describe trace.path=YOURS.parquet
+  compare on it       aegaeon-rl evaluate trace.path=YOURS.parquet pool=h100x8
+  learn on it         aegaeon-rl train trace.path=YOURS.parquet pool=h100x4"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(TrainConfig):
+    policies: tuple[str, ...] = ("aegaeon", "serverlessllm", "fcfs", "collate", "index")
+
+
+def main(config: Config) -> None:
+    began = time.monotonic()
+
+    def stage(title: str) -> None:
+        seconds = int(time.monotonic() - began)
+        console.print(f"\n[{seconds // 60}:{seconds % 60:02}] {title}")
+
+    folder = chosen_folder("demo", config.run)
+    check_folder(folder, config)
+    trace, pool = open_trace(config.trace), config.profiled_pool()
+    stage("The trace, and what pooling saves on it")
+    console.print(facts_lines(trace, describe(trace)))
+    plan = Plan(trace=trace, pool=pool, slo=config.slo, spec=config.evaluate, seed=config.seed)
+    sizing = size(plan, make_policy(config.train.start))
+    console.print(sizing_sentence(sizing))
+
+    gpus = sizing.pooled or sizing.dedicated
+    stage(f"The baselines on {gpus} GPUs")
+    policies = [make_policy(name) for name in config.policies]
+    own_load = replace(config.evaluate, loads=(1.0,))
+    pooled = replace(plan, pool=pool_of_size(pool, gpus), spec=own_load)
+    with progress("evaluate", len(policies)) as advance:
+        baselines = compare(pooled, policies, progress=lambda cell: advance(cell.policy))
+    print_comparison(baselines)
+    console.print(answer(baselines))
+
+    fewer = max(1, gpus - 1)
+    stage(f"Learning where it is hard: {fewer} GPUs, from {config.train.start}")
+    run_folder(folder, config)
+    job = Job(
+        trace=trace,
+        pool=pool_of_size(pool, fewer),
+        slo=config.slo,
+        spec=config.train,
+        evaluation=config.evaluate,
+        seed=config.seed,
+        folder=folder,
+    )
+    points = learn(job, resume=config.resume)
+
+    stage("The verdict on held-out time")
+    comparison, judged = judge(job, points, policies)
+    print_comparison(comparison)
+    console.print(verdict_sentence(comparison))
+    sections = [curve_section(job, points)]
+    write_comparison(folder, "demo", comparison, judged, sizing, sections)
+    stage("Done")
+    console.print(f"{NEXT}\n\n{folder / 'report.html'}\n{folder}", soft_wrap=True)

@@ -1,0 +1,75 @@
+"""`trace`: describe a trace, convert it, or generate a market."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from aegaeon_rl.evaluation.record import open_folder, summary, write_rows, write_summary
+from aegaeon_rl.verbs.common import RunSection, chosen_folder, console, run_folder
+from runtime.errors import UserError
+from traces import Trace, TraceFacts, describe, write
+from traces.market import MarketSpec, generate
+from traces.source import TraceSource, open_trace
+
+
+class Action(StrEnum):
+    DESCRIBE = "describe"
+    IMPORT = "import"  # read, validate, cut, scale, and write as `out`
+    GENERATE = "generate"  # a market of models, written as `out`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    action: Action = Action.DESCRIBE
+    trace: TraceSource = field(default_factory=TraceSource)
+    market: MarketSpec = field(default_factory=MarketSpec)
+    out: str | None = None  # .parquet, .csv or .jsonl
+    seed: int = 0
+    run: RunSection = field(default_factory=RunSection)
+
+
+def main(config: Config) -> None:
+    trace = made(config)
+    if config.action is not Action.DESCRIBE:
+        write_out(trace, config)
+    facts = describe(trace)
+    folder = run_folder(chosen_folder("trace", config.run), config)
+    rows: list[dict[str, Any]] = [{"policy": None, **facts._asdict()}]
+    write_rows(folder / "results.parquet", rows)
+    write_summary(folder / "summary.json", summary("trace", config.seed, trace, None, None, rows))
+    console.print(facts_lines(trace, facts))
+    console.print(folder, soft_wrap=True)
+
+
+def made(config: Config) -> Trace:
+    if config.action is Action.GENERATE:
+        return generate(config.market)
+    return open_trace(config.trace)
+
+
+def write_out(trace: Trace, config: Config) -> None:
+    if config.out is None:
+        raise UserError(f"out=null: action={config.action} needs a file to write, as out=x.parquet")
+    open_folder(Path(config.out).parent)
+    write(trace, config.out)
+    console.print(config.out, soft_wrap=True)
+
+
+def facts_lines(trace: Trace, facts: TraceFacts) -> str:
+    """The facts that decide whether pooling pays."""
+    return "\n".join(
+        (
+            f"{trace.name} ({trace.kind}): {facts.requests:,} requests of {facts.models} models in"
+            f" {facts.span_s:,.0f} s, {facts.rate_rps:.2f} requests/s",
+            f"  popularity   Zipf {facts.zipf:.2f}; the top tenth of models gets"
+            f" {100 * facts.top10_share:.0f} % of requests",
+            f"  burstiness   CV of gaps {facts.cv:.1f} (median model);"
+            f" busiest minute {facts.peak_over_mean:.1f} times the mean",
+            f"  active       {facts.active_models:.1f} models within 17 s on average, 95th"
+            f" percentile {facts.active_models_p95:.0f};"
+            f" independent Poisson models: {facts.poisson_active_models:.1f}",
+            f"  lengths      prompt median {facts.prompt_p50:.0f}, p99 {facts.prompt_p99:.0f};"
+            f" output median {facts.output_p50:.0f}, p99 {facts.output_p99:.0f} tokens",
+        )
+    )

@@ -1,0 +1,149 @@
+"""`train`: a policy for a trace and a pool; weights.npz, the curve, and the held-out verdict."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from aegaeon_rl.config import differing_keys
+from aegaeon_rl.evaluation.compare import Comparison, compare
+from aegaeon_rl.evaluation.plots import training_curve
+from aegaeon_rl.evaluation.report import Section, answer, percent
+from aegaeon_rl.evaluation.spec import EvaluationSpec
+from aegaeon_rl.policies.registry import make_policy
+from aegaeon_rl.training.session import Job, Listener, Point, best, chosen, train
+from aegaeon_rl.training.spec import TrainSpec
+from aegaeon_rl.training.trainer import checkpoints
+from aegaeon_rl.verbs.common import (
+    Common,
+    chosen_folder,
+    console,
+    print_comparison,
+    progress,
+    run_folder,
+)
+from aegaeon_rl.verbs.evaluate import write_comparison
+from runtime.errors import UserError
+from runtime.protocol import Policy
+from traces.source import open_trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(Common):
+    train: TrainSpec = field(default_factory=TrainSpec)
+    evaluate: EvaluationSpec = field(default_factory=EvaluationSpec)
+    policies: tuple[str, ...] = ("aegaeon",)  # compared on the held-out part, beside the start
+    resume: bool = False  # go on in run.dir from its last checkpoint
+
+
+def main(config: Config) -> None:
+    folder = chosen_folder("train", config.run)
+    others = [make_policy(name) for name in config.policies]
+    job = Job(
+        trace=open_trace(config.trace),
+        pool=config.profiled_pool(),
+        slo=config.slo,
+        spec=config.train,
+        evaluation=config.evaluate,
+        seed=config.seed,
+        folder=folder,
+    )
+    job.scenario()  # refuses a trace too short for an episode before a file is written
+    check_folder(folder, config)
+    run_folder(folder, config)
+    points = learn(job, resume=config.resume)
+    comparison, policies = judge(job, points, others)
+    write_comparison(folder, "train", comparison, policies, None, [curve_section(job, points)])
+    print_comparison(comparison)
+    console.print(answer(comparison))
+    console.print(verdict_sentence(comparison))
+    console.print(f"try it: aegaeon-rl evaluate 'policies=[aegaeon,index,{folder}]'")
+    console.print(f"{folder / 'report.html'}\n{folder}", soft_wrap=True)
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """Raises UserError where a run would be overwritten, or resumed as another."""
+    has_run = bool(checkpoints(folder))
+    if config.resume and not has_run:
+        raise UserError(f"resume=true: no checkpoint in run.dir={folder}: expected a training run")
+    if has_run and not config.resume:
+        raise UserError(f"run.dir={folder} holds a training run: resume=true, or another run.dir")
+    if config.resume:
+        ignored = ("resume", "run", "policies", "evaluate")
+        changed = differing_keys(folder / "config.yaml", config, ignored)
+        if changed:
+            raise UserError(f"resume=true: {', '.join(changed)} differ from {folder}/config.yaml")
+
+
+class Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} decisions/s")
+
+
+def learn(job: Job, *, resume: bool = False) -> list[Point]:
+    """Train, telling of progress and of each checkpoint's validation."""
+    spec = job.spec
+    columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, Speed(), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("train", total=spec.segment * spec.checkpoints)
+        start: list[Point] = []
+
+        def tell(point: Point) -> None:
+            start.append(point)
+            gain = 100 * (point.attainment - start[0].attainment)
+            name = f"start: {spec.start}" if point.number == 0 else f"checkpoint {point.number}"
+            line = f"{name:16}{point.decisions:>10,} decisions  {percent(point.attainment)} on time"
+            if point.number:
+                line += f"  ({gain:+.2f} points to the start)"
+            bar.console.print(f"validation: {line}")
+
+        def count(decisions: int) -> None:
+            bar.update(task, advance=decisions)
+
+        return train(job, Listener(count, tell), resume=resume)
+
+
+def judge(
+    job: Job, points: Sequence[Point], others: Sequence[Policy]
+) -> tuple[Comparison, list[Policy]]:
+    """The chosen policy and its start (the baseline) with `others`, on the held-out part."""
+    start = make_policy(job.spec.start)
+    beside = [policy for policy in others if policy.name != start.name]
+    policies = [*beside, start, chosen(job, points)]
+    plan = job.plan(job.parts.test, job.evaluation.loads, start.name)
+    with progress("held out", len(plan.loads) * len(policies)) as advance:
+        return compare(plan, policies, progress=lambda cell: advance(cell.policy)), policies
+
+
+def verdict_sentence(comparison: Comparison) -> str:
+    """Learned against its start, plainly."""
+    row = comparison.row("learned")
+    assert row.difference is not None
+    value, low, high = (100 * bound for bound in row.difference)
+    interval = f"[{low:+.2f}, {high:+.2f}]" if low == low else "(too little time for an interval)"
+    return (
+        f"Held-out verdict: learned against {comparison.baseline}: {value:+.2f} points {interval}:"
+        f" {row.difference.verdict}."
+    )
+
+
+def curve_section(job: Job, points: Sequence[Point]) -> Section:
+    spec, at = job.spec, best(points)
+    shares = percent(spec.train_share), percent(spec.validation_share)
+    which = "the start itself" if at.number == 0 else f"checkpoint {at.number}"
+    text = (
+        f"MaskablePPO, {points[-1].decisions:,} decisions on the first {shares[0]} of the trace;"
+        f" each checkpoint's greedy policy on the next {shares[1]}. The choice fell on {which};"
+        " everything else on this page is the part after both, which neither has seen."
+    )
+    return Section(title="Training", text=text, figure=training_curve(points, spec.start))
