@@ -1,7 +1,8 @@
 """`dedicated N GPUs -> pooled n`: the fewest GPUs that hold a token attainment, both ways.
 
-Both sides meet the same windows, SLO and target; a dedicated GPU keeps its model for ever. Not
-modelled here: spare capacity for failures, and autoscaled replicas.
+Both sides meet the same windows, SLO and target. A dedicated GPU keeps its model for ever; the
+GPUs of one model take its requests in turn. Not modelled here: spare capacity for failures, and
+autoscaled replicas.
 """
 
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aegaeon_rl.evaluation.compare import Plan, last_deadline_s, window_trace
+from aegaeon_rl.policies.registry import make_policy
 from runtime.core import NS, PoolSpec
 from runtime.emulator.run import run
 from runtime.errors import UserError
@@ -18,6 +20,7 @@ from traces import Trace
 
 NODE = 8
 LARGEST = 4096  # GPUs
+ALONE = "index"
 
 
 class Tokens(NamedTuple):
@@ -51,7 +54,10 @@ class Sizing:
 
 
 def size(plan: Plan, policy: Policy) -> Sizing:
-    """`policy` also schedules the dedicated GPUs of one model, so both sides batch alike."""
+    """`policy` also schedules each dedicated GPU, so both sides batch alike.
+
+    A policy that cannot run on one GPU (it splits roles) leaves that to an index.
+    """
     target = plan.spec.target
     dedicated, dedicated_share = dedicated_gpus(plan, policy)
     pooled, share = None, float("nan")
@@ -70,19 +76,23 @@ def size(plan: Plan, policy: Policy) -> Sizing:
 def dedicated_gpus(plan: Plan, policy: Policy) -> tuple[int, float]:
     """One GPU a model; while the target is missed, one more for the model that misses most.
 
-    A model that gains nothing by one more keeps what it has: where none gains, the share stays
-    below the target.
+    A model that gains nothing by one more, nor by two, keeps what it has: where none gains, the
+    share stays below the target.
     """
     parts = [window_trace(plan.trace, window, 1.0)[0] for window in plan.windows]
     models = range(len(plan.trace.models))
+    if not can_run(policy, pool_of_size(plan.pool, 1)):
+        policy = make_policy(ALONE)
     replicas = [1 for _ in models]
     tokens = [dedicated_tokens(plan, parts, m, 1, policy) for m in models]
     gaining = {m for m in models if tokens[m].missed}
     while gaining and _share(tokens) < plan.spec.target and sum(replicas) < LARGEST:
         worst = max(gaining, key=lambda m: (tokens[m].missed, -m))
-        more = dedicated_tokens(plan, parts, worst, replicas[worst] + 1, policy)
-        if more.on_time > tokens[worst].on_time:
-            replicas[worst], tokens[worst] = replicas[worst] + 1, more
+        for more in (replicas[worst] + 1, replicas[worst] + 2):
+            tried = dedicated_tokens(plan, parts, worst, more, policy)
+            if tried.on_time > tokens[worst].on_time:
+                replicas[worst], tokens[worst] = more, tried
+                break
         else:
             gaining.remove(worst)
     return sum(replicas), _share(tokens)
@@ -95,11 +105,15 @@ def _share(tokens: list[Tokens]) -> float:
 def dedicated_tokens(
     plan: Plan, parts: list[Trace], model: int, replicas: int, policy: Policy
 ) -> Tokens:
-    """One model alone on `replicas` GPUs."""
+    """One model on `replicas` GPUs of its own, which take its requests in turn."""
     checkpoint = plan.pool.checkpoints[model % len(plan.pool.checkpoints)]
-    pool = replace(pool_of_size(plan.pool, replicas), checkpoints=(checkpoint,))
-    alone = [part.rows(np.flatnonzero(part.model == model)) for part in parts]
-    return tokens_of(plan, alone, pool, policy)
+    pool = replace(pool_of_size(plan.pool, 1), checkpoints=(checkpoint,))
+    own = [np.flatnonzero(part.model == model) for part in parts]
+    shares = []
+    for g in range(replicas):
+        turn = [part.rows(rows[g::replicas]) for part, rows in zip(parts, own, strict=True)]
+        shares.append(tokens_of(plan, turn, pool, policy))
+    return Tokens(sum(s.on_time for s in shares), sum(s.due for s in shares))
 
 
 def tokens_of(plan: Plan, parts: list[Trace], pool: PoolSpec, policy: Policy) -> Tokens:
@@ -117,7 +131,10 @@ def tokens_of(plan: Plan, parts: list[Trace], pool: PoolSpec, policy: Policy) ->
 
 def pooled_gpus(plan: Plan, policy: Policy, most: int) -> tuple[int | None, float]:
     """Bisection over pool sizes up to `most`, taking attainment to rise with GPUs."""
-    sizes = [n for n in range(1, most + 1) if instances_near(n) == n]
+    even = [n for n in range(1, most + 1) if instances_near(n) == n]
+    sizes = [n for n in even if can_run(policy, pool_of_size(plan.pool, n))]
+    if not sizes:
+        return None, 0.0
     low, high = 0, len(sizes) - 1
     share = pooled_share(plan, policy, sizes[high])
     if share < plan.spec.target:
@@ -135,6 +152,15 @@ def pooled_gpus(plan: Plan, policy: Policy, most: int) -> tuple[int | None, floa
 def pooled_share(plan: Plan, policy: Policy, instances: int) -> float:
     parts = [window_trace(plan.trace, window, 1.0)[0] for window in plan.windows]
     return tokens_of(plan, parts, pool_of_size(plan.pool, instances), policy).share
+
+
+def can_run(policy: Policy, pool: PoolSpec) -> bool:
+    """A policy that splits roles needs two GPUs or more."""
+    try:
+        policy.configure(pool)
+    except UserError:
+        return False
+    return True
 
 
 def instances_near(n: int) -> int:
