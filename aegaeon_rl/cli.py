@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
     """The exit code; a flag that Hydra does not know leaves by SystemExit, with its usage."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         listed = "\n".join(f"  {name:10}{text}" for name, text in VERBS.items())
-        print(USAGE.format(verbs=listed), end="")
+        print(USAGE.format(verbs=listed), end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     verb, (flags, overrides) = arguments[0], split(arguments[1:])
     try:

@@ -98,6 +98,8 @@ def distributions(rows: Sequence[Cell]) -> str:
         titles = ("time to first token", "time between tokens", "longest stall of a request")
         for axes, title in zip((first, gap, stall), titles, strict=True):
             axes.set(title=title, xlabel="seconds", xscale="log", yscale="log", ylim=(1e-4, 1.2))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter("{x:g}")
         first.set_ylabel("share that waits longer")
         handles = [first.plot([], [], color=c, label=n)[0] for n, c in colours(names).items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(names))

@@ -86,12 +86,13 @@ def train(job: Job, listener: Listener, *, resume: bool = False) -> list[Point]:
         points += [validate(job, missed) for missed in done[len(points) :]]
     else:
         points = [validate(job, trainer.save())]
+    keep_curve(job, points)
     for point in points:
         listener.point(point)
     while trainer.done < job.spec.checkpoints:
         points.append(validate(job, trainer.advance(listener.decisions)))
         listener.point(points[-1])
-        write_rows(job.folder / CURVE, [p._asdict() for p in points])
+        keep_curve(job, points)
     save_weights(chosen(job, points).weights, job.folder / FILE)
     return points
 
@@ -101,6 +102,10 @@ def validate(job: Job, checkpoint: Checkpoint) -> Point:
     cell = evaluate_cell(job.plan(job.parts.validation, (1.0,)), checkpoint.policy(), 1.0)
     number = checkpoint.number
     return Point(number, number * job.spec.segment, *cell.attainment)
+
+
+def keep_curve(job: Job, points: Sequence[Point]) -> None:
+    write_rows(job.folder / CURVE, [point._asdict() for point in points])
 
 
 def read_curve(folder: Path) -> list[Point]:

@@ -1,6 +1,7 @@
 """How a policy is trained."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from runtime.errors import UserError
@@ -20,7 +21,7 @@ class TrainSpec:
     pools: int = 32
     steps: int = 256  # decisions a pool makes between two updates
     epochs: int = 2
-    batch: int = 1024
+    batch: int = 1024  # at most: a rollout is cut into equal batches
     learning_rate: float = 1e-3
     horizon_s: float = 45.0  # rewards weigh exp(-t / horizon_s); time, not steps
     gae_lambda: float = 0.99
@@ -46,8 +47,17 @@ class TrainSpec:
         if self.steps < 2:
             raise UserError(f"train.steps={self.steps}: expected at least 2")
         for name in ("learning_rate", "horizon_s", "clip", "scale", "shortest_s"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < inf:
                 raise UserError(f"train.{name}={getattr(self, name)}: expected more than 0")
+        if not 0 <= self.gae_lambda <= 1:
+            raise UserError(f"train.gae_lambda={self.gae_lambda}: expected 0 to 1")
+        if not 0 <= self.entropy < inf:
+            raise UserError(f"train.entropy={self.entropy}: expected 0 or more")
+        if self.minibatch < 2:
+            raise UserError(
+                f"train.batch={self.batch}: expected 2 or more, and a divisor of"
+                f" pools * steps = {self.rollout} that is"
+            )
         if not 0 < self.train_share < 1 or not 0 < self.validation_share < 1 - self.train_share:
             raise UserError(
                 f"train.train_share={self.train_share}, validation_share={self.validation_share}:"
@@ -59,6 +69,12 @@ class TrainSpec:
     @property
     def rollout(self) -> int:
         return self.pools * self.steps
+
+    @property
+    def minibatch(self) -> int:
+        """The largest divisor of a rollout up to `batch`: a rest of one sample has no deviation
+        to normalise advantages by, and would make the weights NaN."""
+        return max(n for n in range(1, min(self.batch, self.rollout) + 1) if self.rollout % n == 0)
 
     @property
     def segment(self) -> int:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from runtime.errors import UserError
 
 STATE = "state.pt"
 POSITION = "checkpoint.json"
+STATE_KEYS = {"policy", "optimizer", "decisions", "updates", "segments"}
 
 
 class Checkpoint(NamedTuple):
@@ -75,7 +77,7 @@ class Trainer:
             self.pools,
             learning_rate=spec.learning_rate,
             n_steps=spec.steps,
-            batch_size=min(spec.batch, spec.rollout),
+            batch_size=spec.minibatch,
             n_epochs=spec.epochs,
             gamma=1.0,
             gae_lambda=spec.gae_lambda,
@@ -84,6 +86,7 @@ class Trainer:
             rollout_buffer_class=EventTimeBuffer,
             rollout_buffer_kwargs={"horizon_s": spec.horizon_s},
             policy_kwargs=policy_arguments(weights, spec.rows, spec.scale),
+            seed=segment_seed(seed, 0),  # of the critic's first weights
             device="cpu",
         )
         buffer = self.model.rollout_buffer
@@ -101,7 +104,7 @@ class Trainer:
     def advance(self, progress: Callable[[int], None]) -> Checkpoint:
         """One segment from seeds of its own, then its checkpoint."""
         self._freeze_actor(self.spec.warm_critic and self.done == 0)
-        self.model.set_random_seed(self.seed * 1_000_003 + self.done)
+        self.model.set_random_seed(segment_seed(self.seed, self.done))
         self.model.set_env(self.pools, force_reset=True)
         self.model.learn(self.spec.segment, reset_num_timesteps=False, callback=Progress(progress))
         self.done += 1
@@ -135,18 +138,37 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint. Only tensors and numbers are read, never a pickle.
 
-        Raises UserError when it was made with another network.
+        Raises UserError when it is none, or was made with another network.
         """
-        state = torch.load(checkpoint.folder / STATE, weights_only=True)
+        state = read_state(checkpoint.folder / STATE)
         try:
             self.model.policy.load_state_dict(state["policy"])
-        except RuntimeError as error:
+            self.model.policy.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{checkpoint.folder}: not this network's: {reason[:200]}") from None
-        self.model.policy.optimizer.load_state_dict(state["optimizer"])
         self.model.num_timesteps = state["decisions"]
         self.model._n_updates = state["updates"]
         self.done = state["segments"]
+
+
+def segment_seed(seed: int, segment: int) -> int:
+    """Within what NumPy's legacy generator takes."""
+    return (seed * 1_000_003 + segment) % (1 << 32)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Raises UserError for a file that is not a training state, or holds more than one does."""
+    try:
+        state = torch.load(path, weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError):
+        state = None
+    if not isinstance(state, dict) or set(state) != STATE_KEYS:
+        raise UserError(
+            f"{path}: not a training state; without {path.parent} the run resumes one"
+            " checkpoint earlier"
+        )
+    return state
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:

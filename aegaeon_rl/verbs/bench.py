@@ -23,6 +23,7 @@ from envs.vector import PoolVecEnv
 from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.run import Run, run
 from runtime.errors import UserError
+from runtime.protocol import Policy
 from traces import Trace
 from traces.market import MarketSpec, generate
 
@@ -54,6 +55,8 @@ class Config:
         for name in ("gpus", "models", "threads", "pools", "decisions"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed}: expected 0 or more")
 
 
 def main(config: Config) -> None:
@@ -67,11 +70,17 @@ def main(config: Config) -> None:
         )
     )
     pool = pool_of_size(config.pool, config.gpus)
+    scenario = ScenarioSpec(trace=trace, pool=pool, slo=config.slo)
+    policies = [make_policy(name) for name in config.policies]
+    for policy in policies:
+        policy.configure(
+            pool
+        )  # raises UserError for a pool it cannot run, before a file is written
     folder = run_folder(chosen_folder("bench", config.run), config)
     if config.bench is Bench.EMULATOR:
-        rows = [bench_emulator(config, trace, pool, name) for name in config.policies]
+        rows = [bench_emulator(config, trace, pool, policy) for policy in policies]
     else:
-        rows = [bench_env(config, trace, pool, folder)]
+        rows = [bench_env(config, scenario, folder)]
     write_rows(folder / "results.parquet", rows)
     content = summary("bench", config.seed, trace, pool, config.slo, rows)
     write_summary(folder / "summary.json", {**content, "bench": str(config.bench)})
@@ -81,12 +90,13 @@ def main(config: Config) -> None:
 
 
 def _short(value: Any) -> str:
-    return f"{value:,.3g}" if isinstance(value, float) and value < 1000 else f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def bench_emulator(config: Config, trace: Trace, pool: PoolSpec, name: str) -> dict[str, Any]:
+def bench_emulator(config: Config, trace: Trace, pool: PoolSpec, policy: Policy) -> dict[str, Any]:
     """Whole runs of the trace, one per thread at once; the first, with compilation, apart."""
-    policy = make_policy(name)
 
     def once() -> Run:
         return run(trace, pool, policy, config.slo)
@@ -98,15 +108,15 @@ def bench_emulator(config: Config, trace: Trace, pool: PoolSpec, name: str) -> d
         seconds = time.perf_counter() - began
     tokens = sum(int(r.results["emitted_tokens"].sum()) for r in runs)
     return {
-        "policy": name,
+        "policy": policy.name,
         "requests_s": round(trace.requests * config.threads / seconds),
         "tokens_s": round(tokens / seconds),
         "decisions_s": round(sum(r.decisions for r in runs) / seconds),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "compile_s": max(0.0, first_s - seconds / config.threads),
         "threads": config.threads,
-        "gpus": config.gpus,
-        "models": config.models,
+        "gpus": pool.instances,
+        "models": len(trace.models),
     }
 
 
@@ -116,14 +126,14 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def bench_env(config: Config, trace: Trace, pool: PoolSpec, folder: Path) -> dict[str, Any]:
+def bench_env(config: Config, scenario: ScenarioSpec, folder: Path) -> dict[str, Any]:
     """Random allowed actions through the SB3 face, then PPO end to end at 2 epochs."""
-    scenario = ScenarioSpec(trace=trace, pool=pool, slo=config.slo)
     pools = PoolVecEnv(scenario, config.pools)
     pools.seed(config.seed)
     pools.reset()
-    step_randomly(pools, config.pools * 8, config.seed)
-    seconds = timed(lambda: step_randomly(pools, config.decisions, config.seed))
+    step_randomly(pools, 8, config.seed)
+    steps = -(-config.decisions // config.pools)
+    seconds = timed(lambda: step_randomly(pools, steps, config.seed))
     spec = TrainSpec(
         decisions=config.decisions, checkpoints=1, pools=config.pools, steps=32, warm_critic=False
     )
@@ -131,17 +141,17 @@ def bench_env(config: Config, trace: Trace, pool: PoolSpec, folder: Path) -> dic
     train_s = timed(lambda: trainer.advance(lambda _: None))
     return {
         "policy": None,
-        "decisions_s": round(config.decisions / seconds),
+        "decisions_s": round(steps * config.pools / seconds),
         "train_decisions_s": round(trainer.model.num_timesteps / train_s),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "pools": config.pools,
-        "gpus": config.gpus,
-        "models": config.models,
+        "gpus": scenario.pool.instances,
+        "models": len(scenario.trace.models),
     }
 
 
-def step_randomly(pools: VecEnv, decisions: int, seed: int) -> None:
+def step_randomly(pools: VecEnv, steps: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    for _ in range(-(-decisions // pools.num_envs)):
+    for _ in range(steps):
         masks = np.stack(pools.env_method("action_masks"))
         pools.step(np.argmax(masks * rng.random(masks.shape), axis=1))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from aegaeon_rl.evaluation.compare import Plan, compare
 from aegaeon_rl.evaluation.report import answer, sizing_sentence
-from aegaeon_rl.evaluation.sizing import pool_of_size, size
+from aegaeon_rl.evaluation.sizing import can_run, pool_of_size, size
 from aegaeon_rl.policies.registry import make_policy
 from aegaeon_rl.training.session import Job
 from aegaeon_rl.verbs.common import (
@@ -18,7 +18,14 @@ from aegaeon_rl.verbs.common import (
 from aegaeon_rl.verbs.evaluate import write_comparison
 from aegaeon_rl.verbs.trace import facts_lines
 from aegaeon_rl.verbs.train import Config as TrainConfig
-from aegaeon_rl.verbs.train import check_folder, curve_section, judge, learn, verdict_sentence
+from aegaeon_rl.verbs.train import (
+    check_folder,
+    check_job,
+    curve_section,
+    judge,
+    learn,
+    verdict_sentence,
+)
 from traces import describe
 from traces.source import open_trace
 
@@ -31,6 +38,7 @@ NEXT = """Try next:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(TrainConfig):
     policies: tuple[str, ...] = ("aegaeon", "serverlessllm", "fcfs", "collate", "index")
+    harder: float = 1.3  # learning meets this multiple of the trace's rate, on one GPU fewer
 
 
 def main(config: Config) -> None:
@@ -43,6 +51,17 @@ def main(config: Config) -> None:
     folder = chosen_folder("demo", config.run)
     check_folder(folder, config)
     trace, pool = open_trace(config.trace), config.profiled_pool()
+    policies = [make_policy(name) for name in config.policies]
+    job = Job(
+        trace=trace.scale_rate(config.harder),
+        pool=pool,
+        slo=config.slo,
+        spec=config.train,
+        evaluation=config.evaluate,
+        seed=config.seed,
+        folder=folder,
+    )
+    check_job(job, policies)
     stage("The trace, and what pooling saves on it")
     console.print(facts_lines(trace, describe(trace)))
     plan = Plan(trace=trace, pool=pool, slo=config.slo, spec=config.evaluate, seed=config.seed)
@@ -51,30 +70,26 @@ def main(config: Config) -> None:
 
     gpus = sizing.pooled or sizing.dedicated
     stage(f"The baselines on {gpus} GPUs")
-    policies = [make_policy(name) for name in config.policies]
     own_load = replace(config.evaluate, loads=(1.0,))
     pooled = replace(plan, pool=pool_of_size(pool, gpus), spec=own_load)
+    policies = [policy for policy in policies if can_run(policy, pooled.pool)]
     with progress("evaluate", len(policies)) as advance:
         baselines = compare(pooled, policies, progress=lambda cell: advance(cell.policy))
     print_comparison(baselines)
     console.print(answer(baselines))
 
     fewer = max(1, gpus - 1)
-    stage(f"Learning where it is hard: {fewer} GPUs, from {config.train.start}")
-    run_folder(folder, config)
-    job = Job(
-        trace=trace,
-        pool=pool_of_size(pool, fewer),
-        slo=config.slo,
-        spec=config.train,
-        evaluation=config.evaluate,
-        seed=config.seed,
-        folder=folder,
+    start = config.train.start
+    stage(
+        f"Learning where it is hard: {fewer} GPUs at {config.harder:g} times the rate, from {start}"
     )
+    run_folder(folder, config)
+    job = replace(job, pool=pool_of_size(pool, fewer))
     points = learn(job, resume=config.resume)
 
     stage("The verdict on held-out time")
-    comparison, judged = judge(job, points, policies)
+    able = [policy for policy in policies if can_run(policy, job.pool)]
+    comparison, judged = judge(job, points, able)
     print_comparison(comparison)
     console.print(verdict_sentence(comparison))
     sections = [curve_section(job, points)]

@@ -7,10 +7,11 @@ from typing import Any
 
 from aegaeon_rl.evaluation.record import open_folder, summary, write_rows, write_summary
 from aegaeon_rl.verbs.common import RunSection, chosen_folder, console, run_folder
-from runtime.errors import UserError
+from runtime.errors import UserError, nearest
 from traces import Trace, TraceFacts, describe, write
 from traces.market import MarketSpec, generate
 from traces.source import TraceSource, open_trace
+from traces.write import WRITERS
 
 
 class Action(StrEnum):
@@ -30,11 +31,14 @@ class Config:
 
 
 def main(config: Config) -> None:
+    out = checked_out(config)
     trace = made(config)
-    if config.action is not Action.DESCRIBE:
-        write_out(trace, config)
     facts = describe(trace)
     folder = run_folder(chosen_folder("trace", config.run), config)
+    if out is not None:
+        open_folder(out.parent)
+        write(trace, out)
+        console.print(out, soft_wrap=True)
     rows: list[dict[str, Any]] = [{"policy": None, **facts._asdict()}]
     write_rows(folder / "results.parquet", rows)
     write_summary(folder / "summary.json", summary("trace", config.seed, trace, None, None, rows))
@@ -48,12 +52,18 @@ def made(config: Config) -> Trace:
     return open_trace(config.trace)
 
 
-def write_out(trace: Trace, config: Config) -> None:
+def checked_out(config: Config) -> Path | None:
+    """The file to write, if any. Raises UserError before anything is written."""
+    if config.action is Action.DESCRIBE:
+        return None
     if config.out is None:
         raise UserError(f"out=null: action={config.action} needs a file to write, as out=x.parquet")
-    open_folder(Path(config.out).parent)
-    write(trace, config.out)
-    console.print(config.out, soft_wrap=True)
+    path = Path(config.out)
+    if path.suffix.lower() not in WRITERS:
+        raise UserError(
+            f"out={path}: cannot write {path.suffix!r}; {nearest(path.suffix, WRITERS)}"
+        )
+    return path
 
 
 def facts_lines(trace: Trace, facts: TraceFacts) -> str:

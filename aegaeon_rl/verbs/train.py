@@ -16,14 +16,15 @@ from rich.progress import (
 from rich.text import Text
 
 from aegaeon_rl.config import differing_keys
-from aegaeon_rl.evaluation.compare import Comparison, compare
+from aegaeon_rl.evaluation.compare import Comparison, Plan, check, compare
 from aegaeon_rl.evaluation.plots import training_curve
 from aegaeon_rl.evaluation.report import Section, answer, percent
 from aegaeon_rl.evaluation.spec import EvaluationSpec
+from aegaeon_rl.policies.learned import Learned, Weights
 from aegaeon_rl.policies.registry import make_policy
 from aegaeon_rl.training.session import Job, Listener, Point, best, chosen, train
 from aegaeon_rl.training.spec import TrainSpec
-from aegaeon_rl.training.trainer import checkpoints
+from aegaeon_rl.training.trainer import checkpoints, starting_weights
 from aegaeon_rl.verbs.common import (
     Common,
     chosen_folder,
@@ -36,6 +37,8 @@ from aegaeon_rl.verbs.evaluate import write_comparison
 from runtime.errors import UserError
 from runtime.protocol import Policy
 from traces.source import open_trace
+
+VERDICT_ONLY = ("evaluate.loads", "evaluate.baseline", "evaluate.gantt_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +61,8 @@ def main(config: Config) -> None:
         seed=config.seed,
         folder=folder,
     )
-    job.scenario()  # refuses a trace too short for an episode before a file is written
     check_folder(folder, config)
+    check_job(job, others)
     run_folder(folder, config)
     points = learn(job, resume=config.resume)
     comparison, policies = judge(job, points, others)
@@ -79,10 +82,18 @@ def check_folder(folder: Path, config: Config) -> None:
     if has_run and not config.resume:
         raise UserError(f"run.dir={folder} holds a training run: resume=true, or another run.dir")
     if config.resume:
-        ignored = ("resume", "run", "policies", "evaluate")
+        ignored = ("resume", "run", "policies")
         changed = differing_keys(folder / "config.yaml", config, ignored)
-        if changed:
+        if changed := [key for key in changed if key not in VERDICT_ONLY]:
             raise UserError(f"resume=true: {', '.join(changed)} differ from {folder}/config.yaml")
+
+
+def check_job(job: Job, others: Sequence[Policy]) -> None:
+    """Raises UserError for what training, or the verdict after it, would stumble over."""
+    job.scenario()
+    plan, policies = contest(job, others, starting_weights(job.spec, job.seed))
+    check(job.plan(job.parts.validation, (1.0,)), policies[-1:])
+    check(plan, policies)
 
 
 class Speed(ProgressColumn):
@@ -117,22 +128,29 @@ def judge(
     job: Job, points: Sequence[Point], others: Sequence[Policy]
 ) -> tuple[Comparison, list[Policy]]:
     """The chosen policy and its start (the baseline) with `others`, on the held-out part."""
-    start = make_policy(job.spec.start)
-    beside = [policy for policy in others if policy.name != start.name]
-    policies = [*beside, start, chosen(job, points)]
-    plan = job.plan(job.parts.test, job.evaluation.loads, start.name)
+    plan, policies = contest(job, others, chosen(job, points).weights)
     with progress("held out", len(plan.loads) * len(policies)) as advance:
         return compare(plan, policies, progress=lambda cell: advance(cell.policy)), policies
 
 
+def contest(job: Job, others: Sequence[Policy], weights: Weights) -> tuple[Plan, list[Policy]]:
+    """The held-out part and who meets on it; last what was trained, `learned` by name unless
+    another is."""
+    start = make_policy(job.spec.start)
+    policies = [*(policy for policy in others if policy.name != start.name), start]
+    is_taken = "learned" in [policy.name for policy in policies]
+    policies.append(Learned(name="trained" if is_taken else "learned", weights=weights))
+    return job.plan(job.parts.test, job.evaluation.loads, start.name), policies
+
+
 def verdict_sentence(comparison: Comparison) -> str:
-    """Learned against its start, plainly."""
-    row = comparison.row("learned")
+    """What was trained (the last row) against its start, plainly."""
+    row = comparison.rows[-1]
     assert row.difference is not None
     value, low, high = (100 * bound for bound in row.difference)
     interval = f"[{low:+.2f}, {high:+.2f}]" if low == low else "(too little time for an interval)"
     return (
-        f"Held-out verdict: learned against {comparison.baseline}: {value:+.2f} points {interval}:"
+        f"Held-out verdict: {row.cell.policy} against {comparison.baseline}: {value:+.2f} points {interval}:"
         f" {row.difference.verdict}."
     )
 
