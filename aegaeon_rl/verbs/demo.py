@@ -38,7 +38,7 @@ NEXT = """Try next:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(TrainConfig):
     policies: tuple[str, ...] = ("aegaeon", "serverlessllm", "fcfs", "collate", "index")
-    harder: float = 1.3  # learning meets this multiple of the trace's rate, on one GPU fewer
+    harder: float = 1.75  # learning meets this multiple of the trace's rate, on one GPU fewer
 
 
 def main(config: Config) -> None:
