@@ -70,16 +70,16 @@ def main(config: Config) -> None:
         )
     )
     pool = pool_of_size(config.pool, config.gpus)
-    scenario = ScenarioSpec(trace=trace, pool=pool, slo=config.slo)
-    policies = [make_policy(name) for name in config.policies]
-    for policy in policies:
-        policy.configure(
-            pool
-        )  # raises UserError for a pool it cannot run, before a file is written
-    folder = run_folder(chosen_folder("bench", config.run), config)
+    folder = chosen_folder("bench", config.run)
     if config.bench is Bench.EMULATOR:
+        policies = [make_policy(name) for name in config.policies]
+        for policy in policies:
+            policy.configure(pool)  # refuses a pool it cannot run
+        run_folder(folder, config)
         rows = [bench_emulator(config, trace, pool, policy) for policy in policies]
     else:
+        scenario = ScenarioSpec(trace=trace, pool=pool, slo=config.slo)
+        run_folder(folder, config)
         rows = [bench_env(config, scenario, folder)]
     write_rows(folder / "results.parquet", rows)
     content = summary("bench", config.seed, trace, pool, config.slo, rows)

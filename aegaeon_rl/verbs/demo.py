@@ -1,6 +1,7 @@
 """`demo`: the whole job on the bundled trace: facts, sizing, baselines, training, verdict."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from aegaeon_rl.evaluation.compare import Plan, compare
@@ -26,6 +27,8 @@ from aegaeon_rl.verbs.train import (
     learn,
     verdict_sentence,
 )
+from runtime.core import PoolSpec
+from runtime.protocol import Policy
 from traces import describe
 from traces.source import open_trace
 
@@ -61,7 +64,7 @@ def main(config: Config) -> None:
         seed=config.seed,
         folder=folder,
     )
-    check_job(job, policies)
+    check_job(job, able(policies, pool))
     stage("The trace, and what pooling saves on it")
     console.print(facts_lines(trace, describe(trace)))
     plan = Plan(trace=trace, pool=pool, slo=config.slo, spec=config.evaluate, seed=config.seed)
@@ -72,9 +75,9 @@ def main(config: Config) -> None:
     stage(f"The baselines on {gpus} GPUs")
     own_load = replace(config.evaluate, loads=(1.0,))
     pooled = replace(plan, pool=pool_of_size(pool, gpus), spec=own_load)
-    policies = [policy for policy in policies if can_run(policy, pooled.pool)]
-    with progress("evaluate", len(policies)) as advance:
-        baselines = compare(pooled, policies, progress=lambda cell: advance(cell.policy))
+    runners = able(policies, pooled.pool)
+    with progress("evaluate", len(runners)) as advance:
+        baselines = compare(pooled, runners, progress=lambda cell: advance(cell.policy))
     print_comparison(baselines)
     console.print(answer(baselines))
 
@@ -88,11 +91,15 @@ def main(config: Config) -> None:
     points = learn(job, resume=config.resume)
 
     stage("The verdict on held-out time")
-    able = [policy for policy in policies if can_run(policy, job.pool)]
-    comparison, judged = judge(job, points, able)
+    comparison, judged = judge(job, points, able(policies, job.pool))
     print_comparison(comparison)
     console.print(verdict_sentence(comparison))
     sections = [curve_section(job, points)]
     write_comparison(folder, "demo", comparison, judged, sizing, sections)
     stage("Done")
     console.print(f"{NEXT}\n\n{folder / 'report.html'}\n{folder}", soft_wrap=True)
+
+
+def able(policies: Sequence[Policy], pool: PoolSpec) -> list[Policy]:
+    """Those that can run on the pool: one that splits roles needs two GPUs."""
+    return [policy for policy in policies if can_run(policy, pool)]

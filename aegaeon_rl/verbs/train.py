@@ -150,8 +150,8 @@ def verdict_sentence(comparison: Comparison) -> str:
     value, low, high = (100 * bound for bound in row.difference)
     interval = f"[{low:+.2f}, {high:+.2f}]" if low == low else "(too little time for an interval)"
     return (
-        f"Held-out verdict: {row.cell.policy} against {comparison.baseline}: {value:+.2f} points {interval}:"
-        f" {row.difference.verdict}."
+        f"Held-out verdict: {row.cell.policy} against {comparison.baseline}: {value:+.2f} points"
+        f" {interval}: {row.difference.verdict}."
     )
 
 
