@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from aegaeon_rl.evaluation.compare import Plan, compare
 from aegaeon_rl.evaluation.report import answer, sizing_sentence
@@ -28,6 +29,7 @@ from aegaeon_rl.verbs.train import (
     verdict_sentence,
 )
 from runtime.core import PoolSpec
+from runtime.errors import UserError
 from runtime.protocol import Policy
 from traces import describe
 from traces.source import open_trace
@@ -42,6 +44,11 @@ NEXT = """Try next:
 class Config(TrainConfig):
     policies: tuple[str, ...] = ("aegaeon", "serverlessllm", "fcfs", "collate", "index")
     harder: float = 1.75  # learning meets this multiple of the trace's rate, on one GPU fewer
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        if not 0 < self.harder < inf:
+            raise UserError(f"harder={self.harder}: expected more than 0")
 
 
 def main(config: Config) -> None:
