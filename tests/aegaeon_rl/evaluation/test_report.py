@@ -23,6 +23,7 @@ from aegaeon_rl.evaluation.report import (
 )
 from aegaeon_rl.evaluation.sizing import Sizing
 from aegaeon_rl.policies.registry import make_policy
+from runtime.core import SloSpec
 from runtime.protocol import Policy
 from traces import Trace
 
@@ -211,7 +212,10 @@ def test_numbers_read_well(value: float, kind: str, text: str) -> None:
     assert (counted(1, "GPU"), counted(2, "GPU")) == ("1 GPU", "2 GPUs")
 
 
-def test_worst_table_ranks_by_the_best_policy(comparison: Comparison, market: Trace) -> None:
+def test_worst_table_ranks_by_the_best_policy(
+    plan_of: Any, policies: list[Policy], market: Trace
+) -> None:
+    comparison = compare(plan_of(slo=SloSpec(ttft_s=0.5, tbt_s=0.02)), policies)
     table = worst_table(comparison, count=3)
     results = comparison.best.cell.sample.results
     column = [row.cell.policy for row in comparison.rows].index(comparison.best.cell.policy)
@@ -222,6 +226,7 @@ def test_worst_table_ranks_by_the_best_policy(comparison: Comparison, market: Tr
             shares[name] = own["on_time_tokens"].sum() / own["due_tokens"].sum()
             for row in table:
                 assert row["model"] != name or row["requests"] == len(own)
+    assert len(set(shares.values())) == len(shares)
     assert [row["model"] for row in table] == sorted(shares, key=lambda n: shares[n])[:3]
     assert [row["shares"][column] for row in table] == [
         f"{100 * share:.1f} %" for share in sorted(shares.values())[:3]

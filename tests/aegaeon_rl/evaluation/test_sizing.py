@@ -100,6 +100,34 @@ def test_a_policy_of_two_roles_leaves_single_gpus_to_an_index(plan_of: Any) -> N
     assert pooled_gpus(plan, aegaeon, 1) == (None, 0.0)
 
 
+def test_gpus_go_to_the_model_that_misses_most_while_it_gains(
+    plan_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model 0 misses most but never gains; model 1 gains 25 a GPU, model 2 needs none."""
+    tried: list[tuple[int, int]] = []
+
+    def tokens(plan: Plan, parts: Any, model: int, replicas: int, policy: Any) -> Tokens:
+        tried.append((model, replicas))
+        return Tokens({0: 10, 1: min(100, 25 * replicas)}.get(model, 100), 100)
+
+    monkeypatch.setattr("aegaeon_rl.evaluation.sizing.dedicated_tokens", tokens)
+    assert dedicated_gpus(plan_of(target=0.99), INDEX) == (7 + 3, 610 / 700)
+    assert tried[7:] == [(0, 2), (0, 3), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6)]
+
+
+@pytest.mark.parametrize("least", range(1, 14))
+def test_bisection_is_exact_for_any_answer(
+    plan_of: Any, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    def share(plan: Plan, policy: Any, instances: int) -> float:
+        return min(1.0, 0.9 * instances / least)
+
+    monkeypatch.setattr("aegaeon_rl.evaluation.sizing.pooled_share", share)
+    size = next(n for n in range(least, 15) if instances_near(n) == n)
+    expected = (size, share(plan_of(), INDEX, size)) if size <= 12 else (None, 0.9 * 12 / least)
+    assert pooled_gpus(plan_of(target=0.9), INDEX, 12) == expected
+
+
 @pytest.mark.parametrize("target", [0.5, 0.8, 0.95, 0.99])
 def test_bisection_finds_the_smallest_pool(plan_of: Any, target: float) -> None:
     plan = plan_of(slo=SloSpec(ttft_s=2.0, tbt_s=0.05), target=target)
