@@ -17,7 +17,7 @@ class EvaluationSpec:
     window_s: float = 600.0
     warm_s: float = 60.0
     seeds: int = 1  # deals of model sizes: the first as the pool says, others shuffled
-    loads: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0)  # multiples of the trace's own rate
+    loads: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5, 2.0)  # multiples of the trace's own rate
     baseline: str | None = None  # compared against; None: aegaeon, else the first policy
     draws: int = 2000
     confidence: float = 0.95

@@ -13,7 +13,7 @@ from runtime.compiled import inner
 from runtime.core import NONE, Phases, RequestPhase
 from runtime.pool import lists
 from runtime.pool.memory import context_tokens
-from runtime.pool.state import LISTS_PER_INSTANCE, Record, State, Table
+from runtime.pool.state import Record, State, Table
 from runtime.tables import Field, Tables
 
 GROUP = np.dtype(
@@ -45,34 +45,48 @@ def new_groups() -> Groups:
 
 @inner
 def refresh(state: State, memory: Groups) -> None:
-    """Count the members of every group and forget the empty ones."""
+    """Count the members of every group, in one pass over the requests; forget the empty groups."""
+    for i in range(memory.counters[0]):
+        memory.groups[i].size, memory.groups[i].context_tokens = 0, 0
+    routing = lists.routing_list(state)
+    for r in range(state.requests.shape[0]):
+        req = state.requests[r]
+        if req.tag == NONE or req.list == NONE or req.list == routing:
+            continue
+        i = group_of(memory, req.tag)
+        if i != NONE and is_member(state, r, memory.groups[i]):
+            memory.groups[i].size += 1
+            memory.groups[i].context_tokens += context_tokens(state, r)
     kept = 0
     for i in range(memory.counters[0]):
-        group = memory.groups[i]
-        group.size, group.context_tokens = 0, 0
-        m, g = group.model, group.instance
-        if group.phase == Phases.PREFILL:
-            _count(state, group, lists.waiting_list(state, m))
-            _count(state, group, lists.instance_list(state, g, lists.PREFILL))
-        else:
-            _count(state, group, lists.ready_list(state, m))
-            _count(state, group, lists.waiting_list(state, m))  # recomputed after a loss
-            for which in range(LISTS_PER_INSTANCE):
-                _count(state, group, lists.instance_list(state, g, which))
-        if group.size > 0:
+        if memory.groups[i].size > 0:
             memory.groups[kept] = memory.groups[i]
             kept += 1
     memory.counters[0] = kept
 
 
 @inner
-def _count(state: State, group: Record, lst: int) -> None:
-    r = lists.first(state, lst)
-    while r >= 0:
-        if state.requests[r].tag == group.tag:
-            group.size += 1
-            group.context_tokens += context_tokens(state, r)
-        r = state.requests[r].next
+def group_of(memory: Groups, tag: int) -> int:
+    """The place of a live group, or NONE; tags rise with creation."""
+    low, high = 0, memory.counters[0]
+    while low < high:
+        middle = (low + high) // 2
+        if memory.groups[middle].tag < tag:
+            low = middle + 1
+        else:
+            high = middle
+    is_found = low < memory.counters[0] and memory.groups[low].tag == tag
+    return low if is_found else NONE
+
+
+@inner
+def is_member(state: State, r: int, group: Record) -> bool:
+    """A prefill group lets go of a request with its first token; a batch keeps it to its end."""
+    req = state.requests[r]
+    if group.phase != Phases.PREFILL:
+        return True
+    queue = lists.instance_list(state, group.instance, lists.PREFILL)
+    return bool(req.phase == RequestPhase.WAITING or req.list == queue)
 
 
 @inner
