@@ -112,7 +112,11 @@ def test_help_of_a_verb_lists_its_keys(cli: Any, seen: list[Any]) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--cfg", "job", "seed=5"], ["seed=5", "--cfg", "job"], ["seed=5", "-c", "job"]],
+    [
+        ["--cfg", "job", "seed=5"],
+        ["seed=5", "--cfg", "job"],
+        ["seed=5", "-c", "job", "profile=a100"],
+    ],
 )
 def test_flags_may_stand_anywhere(cli: Any, seen: list[Any], arguments: list[str]) -> None:
     ended = cli("evaluate", *arguments)
