@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
+from zipfile import is_zipfile
 
 import torch
 from sb3_contrib import MaskablePPO
@@ -144,7 +145,7 @@ class Trainer:
         try:
             self.model.policy.load_state_dict(state["policy"])
             self.model.policy.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{checkpoint.folder}: not this network's: {reason[:200]}") from None
         self.model.num_timesteps = state["decisions"]
@@ -160,7 +161,7 @@ def segment_seed(seed: int, segment: int) -> int:
 def read_state(path: Path) -> dict[str, Any]:
     """Raises UserError for a file that is not a training state, or holds more than one does."""
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True) if is_zipfile(path) else None
     except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError):
         state = None
     if not isinstance(state, dict) or set(state) != STATE_KEYS:
