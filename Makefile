@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
-QUIET_PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+QUIET_PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 .PHONY: help setup demo test test-long lint type format bench clean
