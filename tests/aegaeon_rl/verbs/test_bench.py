@@ -1,0 +1,77 @@
+"""`bench`: what it reports, by name; how fast this machine is, is not tested."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY = ("gpus=2", "models=4", "rate_rps=2", "duration_s=150")
+
+
+def results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    content = json.loads((folder / "summary.json").read_text())
+    return content, content["results"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_emulator_reports_a_row_per_policy(
+    cli: Callable[..., Any], tmp_path: Path, threads: int
+) -> None:
+    ended = cli("bench", *TINY, f"threads={threads}", "run.dir=run")
+    assert ended.code == 0, ended.err
+    content, rows = results(tmp_path / "run")
+    assert content["verb"] == "bench"
+    assert content["bench"] == "emulator"
+    assert content["pool"]["gpus"] == 2
+    assert [row["policy"] for row in rows] == ["index", "aegaeon"]
+    for row in rows:
+        for name in ("requests_s", "tokens_s", "decisions_s", "peak_rss_bytes"):
+            assert row[name] > 0
+        assert row["compile_s"] >= 0
+        assert row["tokens_s"] > row["requests_s"]
+        assert (row["threads"], row["gpus"], row["models"]) == (threads, 2, 4)
+        assert f"policy={row['policy']}" in ended.out
+    assert ended.out.splitlines()[-1] == "run"
+
+
+def test_environment_reports_steps_and_training(cli: Callable[..., Any], tmp_path: Path) -> None:
+    ended = cli("bench", "bench=env", *TINY, "pools=4", "decisions=200", "run.dir=run")
+    assert ended.code == 0, ended.err
+    content, (row,) = results(tmp_path / "run")
+    assert content["bench"] == "env"
+    for name in ("decisions_s", "train_decisions_s", "peak_rss_bytes"):
+        assert row[name] > 0
+    assert (row["policy"], row["pools"], row["gpus"], row["models"]) == (None, 4, 2, 4)
+
+
+def test_gpus_are_those_of_the_pool_in_equal_nodes(cli: Callable[..., Any], tmp_path: Path) -> None:
+    assert cli("bench", *TINY, "gpus=9", "policies=[fcfs]", "run.dir=run").code == 0
+    content, (row,) = results(tmp_path / "run")
+    assert row["gpus"] == content["pool"]["gpus"] == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *(
+            ([f"{name}=0"], f"{name}=0: expected at least 1")
+            for name in ("gpus", "models", "threads", "pools", "decisions")
+        ),
+        (["seed=-1"], "seed=-1: expected 0 or more"),
+        (["policies=[indx]"], "policies='indx'"),
+        (["gpus=1"], "policy aegaeon: pool h100x16:1 has 1 instance, expected 2 or more"),
+        (["bench=env", "duration_s=50"], "is shorter than warm_s + longest_s"),
+        (["duration_s=0"], "duration_s=0.0: expected more than 0"),
+        (["bench=engin"], "bench='engin'"),
+    ],
+)
+def test_a_refused_call_leaves_no_file(
+    cli: Callable[..., Any], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    ended = cli("bench", *TINY, *arguments)
+    assert ended.code == 2
+    assert message in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
