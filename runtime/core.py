@@ -148,6 +148,27 @@ class SloSpec:
                 raise UserError(f"slo.{name}={getattr(self, name)}: expected more than 0 seconds")
 
 
+POOL_BOUNDS: dict[str, tuple[float, float]] = {  # what keeps all times and sums in 64 bits
+    **dict.fromkeys(("nodes", "instances_per_node", "block_tokens"), (1, 4096)),
+    "weight_slots": (1, 64),
+    "vram_bytes": (1, 1e15),
+    **dict.fromkeys(("host_kv_bytes", "host_weight_bytes"), (0, 1e15)),
+    **dict.fromkeys(("h2d_bytes_s", "d2h_bytes_s", "disk_bytes_s"), (1, 1e18)),
+    "network_bytes_s": (0, 1e18),
+    **dict.fromkeys(("kv_move_token_bytes", "lookahead_tokens", "prefill_budget_tokens"), (0, 1e9)),
+    **dict.fromkeys(("command_s", "step_quantum_s"), (0, 60)),
+    **dict.fromkeys(("max_wait_s", "ttft_timeout_s", "max_queue"), (0, 1e9)),
+}
+
+
+def check_within(key: str, value: float, low: float, high: float) -> None:
+    """Raises UserError that names the bound; NaN is within none."""
+    if not value >= low:
+        raise UserError(f"{key}={value}: expected at least {low:g}")
+    if not value <= high:
+        raise UserError(f"{key}={value}: expected at most {high:g}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:
     """Hardware and rules of a pool; what a policy may change it states in `Policy.configure`."""
@@ -190,9 +211,8 @@ class PoolSpec:
         return self.nodes * self.instances_per_node
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "instances_per_node", "weight_slots", "block_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"pool.{name}={getattr(self, name)}: expected at least 1")
+        for name, (low, high) in POOL_BOUNDS.items():
+            check_within(f"pool.{name}", getattr(self, name), low, high)
         if self.roles and len(self.roles) != self.instances:
             raise UserError(
                 f"pool.roles has {len(self.roles)} entries: expected {self.instances}, one each"

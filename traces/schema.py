@@ -14,4 +14,3 @@ REQUIRED = pa.schema(
 OPTIONAL = pa.schema([("session", pa.string()), ("client", pa.string()), ("priority", pa.int8())])
 NUMBERS = ("arrival_s", "prompt_tokens", "output_tokens", "priority")
 TEXTS = ("model", "session", "client")
-METADATA_KEYS = ("name", "kind", "licence", "lineage")  # lineage: a JSON list of steps

@@ -69,7 +69,7 @@ def difference_text(row: Row) -> str:
 
 def answer(comparison: Comparison) -> str:
     """The result in one sentence."""
-    best, baseline = comparison.best, comparison.row(comparison.baseline)
+    best, baseline = comparison.challenger, comparison.row(comparison.baseline)
     trace, pool = comparison.plan.trace, comparison.plan.pool
     where = f"On {trace.name} and {counted(pool.instances, 'GPU')} ({pool.name})"
     reached = percent(best.cell.metrics["token_attainment"])
@@ -92,6 +92,8 @@ def verdict(row: Row) -> str:
 
 def sizing_sentence(sizing: Sizing) -> str:
     target = f"{100 * sizing.target:g} % of tokens on time"
+    if sizing.rate_rps is not None:
+        target += f" at {sizing.rate_rps:.2f} requests/s"
     if sizing.dedicated_share < sizing.target:
         return (
             f"{target} is out of reach: with a GPU for each model, and more for those that gain by"
@@ -116,7 +118,7 @@ def assumptions(comparison: Comparison) -> list[str]:
     windows = (
         f"{counted(len(plan.windows), 'window')} of {spec.window_s:g} s"
         f" ({percent(plan.covered)} of its span), the first {spec.warm_s:g} s of each not counted"
-        if plan.windows[0].warm_s
+        if plan.covered < 1 or len(plan.windows) > 1
         else f"run whole ({trace.span_s:.0f} s) from an empty pool, which is a transient"
     )
     units = counted(len(plan.windows), "window")

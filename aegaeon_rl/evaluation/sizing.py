@@ -47,6 +47,7 @@ class Sizing:
     dedicated_share: float
     pooled: int | None
     pooled_share: float
+    rate_rps: float | None = None  # of the trace that was sized for
 
     @property
     def saved(self) -> float:
@@ -70,6 +71,7 @@ def size(plan: Plan, policy: Policy) -> Sizing:
         dedicated_share=dedicated_share,
         pooled=pooled,
         pooled_share=share,
+        rate_rps=plan.trace.rate_rps,
     )
 
 

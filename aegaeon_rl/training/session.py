@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aegaeon_rl.evaluation.compare import Plan, evaluate_cell
@@ -16,6 +17,7 @@ from aegaeon_rl.training.spec import Split, TrainSpec, split
 from aegaeon_rl.training.trainer import Checkpoint, Trainer, checkpoints
 from envs.scenario import ScenarioSpec
 from runtime.core import PoolSpec, SloSpec
+from runtime.errors import UserError
 from traces import Trace
 
 CURVE = "curve.parquet"
@@ -109,8 +111,15 @@ def keep_curve(job: Job, points: Sequence[Point]) -> None:
 
 
 def read_curve(folder: Path) -> list[Point]:
+    """The points kept so far. Raises UserError when the file is damaged."""
     path = folder / CURVE
-    return [Point(**row) for row in pq.read_table(path).to_pylist()] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        return [Point(**row) for row in pq.read_table(path).to_pylist()]
+    except (pa.ArrowException, OSError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a training curve: {reason[:200]}") from None
 
 
 def best(points: Sequence[Point]) -> Point:

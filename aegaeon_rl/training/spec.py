@@ -7,8 +7,6 @@ from typing import NamedTuple
 from runtime.errors import UserError
 from traces import Trace
 
-LEAST_CHECKPOINTS = 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSpec:

@@ -174,8 +174,16 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
     """Those that are complete, oldest first."""
-    found = [
-        Checkpoint(int(json.loads(position.read_text())["number"]), position.parent)
+    return sorted(
+        Checkpoint(number_in(position), position.parent)
         for position in (folder / "checkpoints").glob(f"*/{POSITION}")
-    ]
-    return sorted(found)
+    )
+
+
+def number_in(position: Path) -> int:
+    """Raises UserError when the file is not what `save` wrote."""
+    try:
+        return int(json.loads(position.read_text())["number"])
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{position}: not a checkpoint's position: {reason}") from None

@@ -84,6 +84,12 @@ def command() -> str:
     return " ".join(["aegaeon-rl", *sys.argv[0].split()[1:], *map(shlex.quote, sys.argv[1:])])
 
 
+def shared_overrides() -> list[str]:
+    """This run's overrides that another verb on the same trace and pool takes too."""
+    shared = ("trace.", "pool", "profile=", "slo.", "seed=", "evaluate.")
+    return [shlex.quote(a) for a in sys.argv[1:] if a.startswith(shared)]
+
+
 @contextmanager
 def progress(text: str, total: int) -> Iterator[Any]:
     """A bar on the terminal; yields `advance(text)`."""

@@ -53,7 +53,7 @@ def main(config: Config) -> None:
     console.print(answer(comparison))
     if sizing:
         console.print(sizing_sentence(sizing))
-    console.print(f"{folder / 'report.html'}\n{folder}")
+    console.print(f"{folder / 'report.html'}\n{folder}", soft_wrap=True)
 
 
 def write_comparison(

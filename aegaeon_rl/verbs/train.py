@@ -18,7 +18,7 @@ from rich.text import Text
 from aegaeon_rl.config import differing_keys
 from aegaeon_rl.evaluation.compare import Comparison, Plan, check, compare
 from aegaeon_rl.evaluation.plots import training_curve
-from aegaeon_rl.evaluation.report import Section, answer, percent
+from aegaeon_rl.evaluation.report import Section, answer, percent, verdict
 from aegaeon_rl.evaluation.spec import EvaluationSpec
 from aegaeon_rl.policies.learned import Learned, Weights
 from aegaeon_rl.policies.registry import make_policy
@@ -32,6 +32,7 @@ from aegaeon_rl.verbs.common import (
     print_comparison,
     progress,
     run_folder,
+    shared_overrides,
 )
 from aegaeon_rl.verbs.evaluate import write_comparison
 from runtime.errors import UserError
@@ -70,7 +71,8 @@ def main(config: Config) -> None:
     print_comparison(comparison)
     console.print(answer(comparison))
     console.print(verdict_sentence(comparison))
-    console.print(f"try it: aegaeon-rl evaluate 'policies=[aegaeon,index,{folder}]'")
+    again = " ".join(["aegaeon-rl evaluate", *shared_overrides()])
+    console.print(f"try it: {again} 'policies=[index,{folder}]'", soft_wrap=True)
     console.print(f"{folder / 'report.html'}\n{folder}", soft_wrap=True)
 
 
@@ -151,7 +153,7 @@ def verdict_sentence(comparison: Comparison) -> str:
     interval = f"[{low:+.2f}, {high:+.2f}]" if low == low else "(too little time for an interval)"
     return (
         f"Held-out verdict: {row.cell.policy} against {comparison.baseline}: {value:+.2f} points"
-        f" {interval}: {row.difference.verdict}."
+        f" {interval}: {verdict(row)}."
     )
 
 

@@ -181,7 +181,9 @@ def pool_features(state: State, overflow: int, out: Vector) -> None:
         rate += model.rate_rps * np.exp(-(pool.now_ns - model.rate_at_ns) / 1e9 / RATE_TAU_S)
     fullest = 0.0
     for d in range(state.nodes.shape[0]):
-        fullest = max(fullest, state.nodes[d].host_kv_used_bytes / state.nodes[d].host_kv_bytes)
+        if state.nodes[d].host_kv_bytes > 0:
+            share = state.nodes[d].host_kv_used_bytes / state.nodes[d].host_kv_bytes
+            fullest = max(fullest, share)
     out[0] = clip(pool.claimable / (8.0 * n), 0.0, 4.0)
     out[1] = clip(pool.in_flight / (16.0 * n), 0.0, 4.0)
     out[2] = busy / n

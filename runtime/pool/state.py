@@ -195,6 +195,7 @@ EVENT = np.dtype(
     align=True,
 )
 
+LONGEST_LOAD_S = 86_400.0
 GAP_BINS = 640  # token gaps, geometric bins of GAP_RATIO from GAP_FLOOR_S (slo.py)
 
 
@@ -299,6 +300,12 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
             f"pool {spec.name}: {spec.weight_slots} weight slots of {largest / 1e9:.1f} GB leave no"
             f" room for KV in {spec.vram_bytes / 1e9:.0f} GB; lower pool.weight_slots"
         )
+    for name in ("h2d_bytes_s", "d2h_bytes_s", "disk_bytes_s"):
+        if largest / getattr(spec, name) > LONGEST_LOAD_S:
+            raise UserError(
+                f"pool.{name}={getattr(spec, name)}: {largest / 1e9:.1f} GB would take over a day:"
+                f" expected at least {largest / LONGEST_LOAD_S:.3g}"
+            )
     pool = state.pool
     for name in ("kv_fraction", "vram_bytes", "h2d_bytes_s", "d2h_bytes_s", "disk_bytes_s"):
         pool[name] = getattr(spec, name)
