@@ -84,6 +84,17 @@ def test_first_segment_moves_the_critic_alone(
         assert np.array_equal(array, trained[name]) == is_fixed, name
 
 
+def test_segments_play_episodes_of_their_own(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, seeds = make_trainer(tmp_path), list[int | None]()
+    seed = trainer.pools.seed
+    monkeypatch.setattr(trainer.pools, "seed", lambda value: (seeds.append(value), seed(value))[1])
+    for _ in range(3):
+        trainer.advance(nothing)
+    assert len(set(seeds)) == len(seeds) == 3
+
+
 def test_all_learn_at_once_where_so_asked(
     make_trainer: MakeTrainer, tmp_path: Path, same_weights: Any
 ) -> None:
