@@ -5,8 +5,6 @@ from typing import NamedTuple
 from runtime.core import NONE, NS, EventKind
 from runtime.pool.state import Table
 
-JOIN_S = 0.001
-
 
 class Bar(NamedTuple):
     """A turn on one GPU: weights and KV until `work_s`, then prefill and decode until `end_s`."""

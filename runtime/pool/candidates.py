@@ -17,7 +17,6 @@ from runtime.core import (
     Masked,
     Phases,
     RequestPhase,
-    SlotState,
     Stage,
 )
 from runtime.pool import lists
@@ -260,13 +259,3 @@ def pose(state: State, kind: int, index: int, event: Record) -> None:
         event.kind = EventKind.ROUTE
         event.request, event.instance = index, first_route(state, index)
         event.id = state.requests[index].id
-
-
-@inner
-def prefetched_model(state: State, g: int) -> int:
-    """The model that waits, prefetched, beside the active one of g, or NONE."""
-    for s in range(state.slots.shape[1]):
-        slot = state.slots[g, s]
-        if slot.is_ahead != 0 and slot.state != SlotState.EMPTY:
-            return slot.model
-    return NONE

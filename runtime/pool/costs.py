@@ -8,7 +8,7 @@ import numpy as np
 
 from runtime.compiled import inner
 from runtime.core import NS
-from runtime.pool.state import Record, State, Table
+from runtime.pool.state import Record, State
 
 MIN_SWITCH_NS = NS // 100  # the artifact's floor for a switch with prefetch credit
 
@@ -29,11 +29,6 @@ def prefill_s(cost: Record, tokens: float, tokens2: float) -> float:
 @inner
 def step_s(cost: Record, context_tokens: float, batch: float) -> float:
     return cost.decode_s + cost.decode_context_s * context_tokens + cost.decode_batch_s * batch
-
-
-@inner
-def cost_of(state: State, costs: Table, g: int, m: int) -> Record:
-    return costs[state.instances[g].gpu_type, m]
 
 
 @inner
