@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +17,7 @@ from aegaeon_rl.training.session import (
     Point,
     best,
     chosen,
+    read_curve,
     train,
 )
 from aegaeon_rl.training.trainer import Checkpoint
@@ -150,3 +152,14 @@ def test_parts_are_learned_on_judged_on_and_held_out(make_job: MakeJob, tmp_path
     assert job.evaluation.baseline is None
     with pytest.raises(UserError, match=r"window of 1\d\d s is shorter than"):
         make_job(tmp_path, longest_s=200.0).scenario()
+
+
+def test_damaged_curve_is_one_line(tmp_path: Path) -> None:
+    assert read_curve(tmp_path) == []
+    (tmp_path / CURVE).write_bytes(b"PAR1 no table")
+    with pytest.raises(UserError, match=r"curve\.parquet: not a training curve: ") as caught:
+        read_curve(tmp_path)
+    assert "\n" not in str(caught.value)
+    pq.write_table(pa.table({"x": [1]}), tmp_path / CURVE)
+    with pytest.raises(UserError, match=r"curve\.parquet: not a training curve: "):
+        read_curve(tmp_path)

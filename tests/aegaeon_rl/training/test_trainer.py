@@ -244,3 +244,14 @@ def test_checkpoints_are_listed_oldest_first(whole: Path) -> None:
     expected = [Checkpoint(n, whole / "checkpoints" / f"{n:04d}") for n in range(4)]
     assert checkpoints(whole) == expected
     assert [c.policy().name for c in expected] == [f"checkpoint {n}" for n in range(4)]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"number": null}', '{"number": "x"}'])
+def test_damaged_position_is_one_line(tmp_path: Path, content: str) -> None:
+    position = tmp_path / "checkpoints" / "0001" / POSITION
+    position.parent.mkdir(parents=True)
+    position.write_text(content)
+    with pytest.raises(UserError) as caught:
+        checkpoints(tmp_path)
+    assert str(caught.value).startswith(f"{position}: not a checkpoint's position: ")
+    assert "\n" not in str(caught.value)
