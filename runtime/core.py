@@ -150,6 +150,7 @@ class SloSpec:
 
 POOL_BOUNDS: dict[str, tuple[float, float]] = {  # what keeps all times and sums in 64 bits
     **dict.fromkeys(("nodes", "instances_per_node", "block_tokens"), (1, 4096)),
+    "tp": (1, 64),
     "weight_slots": (1, 64),
     "vram_bytes": (1, 1e15),
     **dict.fromkeys(("host_kv_bytes", "host_weight_bytes"), (0, 1e15)),
@@ -178,8 +179,9 @@ class PoolSpec:
     checkpoints: tuple[str, ...]  # assigned to models in order of first appearance, cycling
     nodes: int = 1
     instances_per_node: int = 8
+    tp: int = 1  # GPUs of one instance (tensor parallel): each holds and loads its own shard
     roles: tuple[Phases, ...] = field(default=())  # per instance; empty: every instance does both
-    vram_bytes: int = 80_000_000_000
+    vram_bytes: int = 80_000_000_000  # of one GPU, as are both host links
     kv_fraction: float = 0.9  # of the VRAM that weight slots leave
     weight_slots: int = 2
     slots_reserved: bool = True  # True: every slot is carved out at start; False: loaded model only
@@ -209,6 +211,10 @@ class PoolSpec:
     @property
     def instances(self) -> int:
         return self.nodes * self.instances_per_node
+
+    @property
+    def gpus(self) -> int:
+        return self.instances * self.tp
 
     def __post_init__(self) -> None:
         for name, (low, high) in POOL_BOUNDS.items():

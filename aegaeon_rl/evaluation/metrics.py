@@ -1,4 +1,4 @@
-"""Metrics of a set of runs, as design and summary.json name them. R requests, M models, G GPUs."""
+"""Metrics of a set of runs, as design and summary.json name them. R requests, M models."""
 
 from typing import NamedTuple
 
@@ -24,8 +24,8 @@ class Sample(NamedTuple):
     span_s: float  # arrivals that count fall in this many seconds
     run_s: float  # the whole run, warm-up and drain included
     gpu_s: float  # GPUs times run_s
-    busy_s: float
-    switch_s: float
+    busy_s: float  # of gpu_s
+    switch_s: float  # of gpu_s
     switches: int
     prefetched_switches: int
     backlog_slope: float
@@ -36,13 +36,14 @@ class Sample(NamedTuple):
 def sample_of(run: Run, warm_s: float, span_s: float) -> Sample:
     """The requests of `run` that arrive at `warm_s` or later, in a window of `span_s`."""
     counted = run.results[run.results["arrival_ns"] >= round(warm_s * NS)]
-    totals = {name: float(run.instances[name].sum()) for name in ("busy_ns", "switch_ns")}
+    tp = run.pool.tp
+    totals = {name: tp * float(run.instances[name].sum()) for name in ("busy_ns", "switch_ns")}
     return Sample(
         results=counted,
         gaps=run.gaps,
         span_s=span_s - warm_s,
         run_s=run.end_s,
-        gpu_s=run.end_s * len(run.instances),
+        gpu_s=run.end_s * tp * len(run.instances),
         busy_s=totals["busy_ns"] / NS,
         switch_s=totals["switch_ns"] / NS,
         switches=int(run.instances["switches"].sum()),

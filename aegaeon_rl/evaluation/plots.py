@@ -138,10 +138,11 @@ def worst_models(rows: Sequence[Cell]) -> str:
         return svg(figure)
 
 
-def gantt(turns: Mapping[str, Sequence[Bar]], gpus: int, models: int) -> str:
-    """Turns of each policy on every GPU: a colour per model, pale while weights and KV move."""
+def gantt(turns: Mapping[str, Sequence[Bar]], instances: int, models: int, tp: int = 1) -> str:
+    """Turns of each policy on every instance, which is `tp` GPUs: a colour per model, pale while
+    weights and KV move."""
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        height = 0.5 + len(turns) * (0.5 + 0.11 * gpus)
+        height = 0.5 + len(turns) * (0.5 + 0.11 * instances)
         figure = Figure(figsize=(10, height), layout="constrained")
         panels = figure.subplots(len(turns), 1, sharex=True, squeeze=False)[:, 0]
         wheel = matplotlib.colormaps["hsv"](np.linspace(0, 1, models, endpoint=False))
@@ -149,10 +150,10 @@ def gantt(turns: Mapping[str, Sequence[Bar]], gpus: int, models: int) -> str:
         wheel[:, :3] = 0.15 + 0.6 * wheel[:, :3]
         for axes, (name, bars) in zip(panels, turns.items(), strict=True):
             _draw_turns(axes, bars, wheel)
-            axes.set(ylim=(gpus - 0.4, -0.6), yticks=[], title=name)
+            axes.set(ylim=(instances - 0.4, -0.6), yticks=[], title=name)
             axes.title.set_position((0.0, 1.0))
             axes.title.set_horizontalalignment("left")
-            axes.set_ylabel(f"{gpus} GPUs")
+            axes.set_ylabel(f"{instances * tp} GPUs")
             axes.autoscale(axis="x", tight=True)
         panels[-1].set_xlabel("seconds of the window")
         return svg(figure)

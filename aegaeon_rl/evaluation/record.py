@@ -111,7 +111,8 @@ def trace_facts(trace: Trace) -> dict[str, Any]:
 def pool_facts(pool: PoolSpec) -> dict[str, Any]:
     return {
         "name": pool.name,
-        "gpus": pool.instances,
+        "gpus": pool.gpus,
+        "tp": pool.tp,
         "nodes": pool.nodes,
         "weight_slots": pool.weight_slots,
         "h2d_gb_s": pool.h2d_bytes_s / 1e9,

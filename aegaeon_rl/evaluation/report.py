@@ -71,7 +71,7 @@ def answer(comparison: Comparison) -> str:
     """The result in one sentence."""
     best, baseline = comparison.challenger, comparison.row(comparison.baseline)
     trace, pool = comparison.plan.trace, comparison.plan.pool
-    where = f"On {trace.name} and {counted(pool.instances, 'GPU')} ({pool.name})"
+    where = f"On {trace.name} and {counted(pool.gpus, 'GPU')} ({pool.name})"
     reached = percent(best.cell.metrics["token_attainment"])
     if best.difference is None:
         return f"{where}, {best.cell.policy} emits {reached} of all tokens on time."
@@ -127,11 +127,12 @@ def assumptions(comparison: Comparison) -> list[str]:
     deals = f" and {spec.seeds} deals of model sizes" if spec.seeds > 1 else ""
     measured = "measured" if profile.kind == "measured" else f"{profile.kind}, not measured"
     sizes = sorted(set(pool.checkpoints))
+    groups = f", {pool.tp} GPUs an instance" if pool.tp > 1 else ""
     return [
         f"Trace: {trace.name} ({trace.kind}), {trace.requests:,} requests of"
         f" {len(trace.models)} models at {trace.rate_rps:.2f} requests/s; {windows}.",
         f"Step times: profile {profile.name} ({profile.gpu}), {measured}: {profile.source}.",
-        f"Pool: {counted(pool.instances, 'GPU')} on {counted(pool.nodes, 'node')},"
+        f"Pool: {counted(pool.gpus, 'GPU')} on {counted(pool.nodes, 'node')}{groups},"
         f" {counted(pool.weight_slots, 'weight slot')}, {pool.h2d_bytes_s / 1e9:g} GB/s host to"
         f" device; models are dealt {counted(len(sizes), 'checkpoint')}: {', '.join(sizes)}.",
         f"SLO: first token within {plan.slo.ttft_s:g} s, then one every {plan.slo.tbt_s * 1e3:g}"
@@ -212,7 +213,10 @@ def render(
         worst=worst_table(comparison),
         jain=[f"{cell.metrics['fairness_jain']:.3f}" for cell in cells],
         gantt_figure=plots.gantt(
-            turns_of(comparison, policies), plan.pool.instances, len(plan.trace.models)
+            turns_of(comparison, policies),
+            plan.pool.instances,
+            len(plan.trace.models),
+            plan.pool.tp,
         ),
         gantt_s=plan.spec.gantt_s,
         command=command,

@@ -1,7 +1,8 @@
 """`dedicated N GPUs -> pooled n`: the fewest GPUs that hold a token attainment, both ways.
 
 Both sides meet the same windows, SLO and target. A dedicated GPU keeps its model for ever; the
-GPUs of one model take its requests in turn. Not modelled here: spare capacity for failures, and
+GPUs of one model take its requests in turn. Where an instance is a group of `pool.tp` GPUs, so is
+each replica. Not modelled here: spare capacity for failures, and
 autoscaled replicas.
 """
 
@@ -76,19 +77,20 @@ def size(plan: Plan, policy: Policy) -> Sizing:
 
 
 def dedicated_gpus(plan: Plan, policy: Policy) -> tuple[int, float]:
-    """One GPU a model; while the target is missed, one more for the model that misses most.
+    """One instance a model; while the target is missed, one more for the model that misses most.
 
     A model that gains nothing by one more, nor by two, keeps what it has: where none gains, the
     share stays below the target.
     """
     parts = [window_trace(plan.trace, window, 1.0)[0] for window in plan.windows]
     models = range(len(plan.trace.models))
-    if not can_run(policy, pool_of_size(plan.pool, 1)):
+    tp = plan.pool.tp
+    if not can_run(policy, pool_of_size(plan.pool, tp)):
         policy = make_policy(ALONE)
     replicas = [1 for _ in models]
     tokens = [dedicated_tokens(plan, parts, m, 1, policy) for m in models]
     gaining = {m for m in models if tokens[m].missed}
-    while gaining and _share(tokens) < plan.spec.target and sum(replicas) < LARGEST:
+    while gaining and _share(tokens) < plan.spec.target and tp * sum(replicas) < LARGEST:
         worst = max(gaining, key=lambda m: (tokens[m].missed, -m))
         for more in (replicas[worst] + 1, replicas[worst] + 2):
             tried = dedicated_tokens(plan, parts, worst, more, policy)
@@ -97,7 +99,7 @@ def dedicated_gpus(plan: Plan, policy: Policy) -> tuple[int, float]:
                 break
         else:
             gaining.remove(worst)
-    return sum(replicas), _share(tokens)
+    return tp * sum(replicas), _share(tokens)
 
 
 def _share(tokens: list[Tokens]) -> float:
@@ -107,9 +109,9 @@ def _share(tokens: list[Tokens]) -> float:
 def dedicated_tokens(
     plan: Plan, parts: list[Trace], model: int, replicas: int, policy: Policy
 ) -> Tokens:
-    """One model on `replicas` GPUs of its own, which take its requests in turn."""
+    """One model on `replicas` instances of its own, which take its requests in turn."""
     checkpoint = plan.pool.checkpoints[model % len(plan.pool.checkpoints)]
-    pool = replace(pool_of_size(plan.pool, 1), checkpoints=(checkpoint,))
+    pool = replace(pool_of_size(plan.pool, plan.pool.tp), checkpoints=(checkpoint,))
     own = [np.flatnonzero(part.model == model) for part in parts]
     shares = []
     for g in range(replicas):
@@ -133,7 +135,7 @@ def tokens_of(plan: Plan, parts: list[Trace], pool: PoolSpec, policy: Policy) ->
 
 def pooled_gpus(plan: Plan, policy: Policy, most: int) -> tuple[int | None, float]:
     """Bisection over pool sizes up to `most`, taking attainment to rise with GPUs."""
-    even = [n for n in range(1, most + 1) if instances_near(n) == n]
+    even = [n for n in range(1, most + 1) if gpus_near(n, plan.pool.tp) == n]
     sizes = [n for n in even if can_run(policy, pool_of_size(plan.pool, n))]
     if not sizes:
         return None, 0.0
@@ -151,13 +153,13 @@ def pooled_gpus(plan: Plan, policy: Policy, most: int) -> tuple[int | None, floa
     return sizes[high], share
 
 
-def pooled_share(plan: Plan, policy: Policy, instances: int) -> float:
+def pooled_share(plan: Plan, policy: Policy, gpus: int) -> float:
     parts = [window_trace(plan.trace, window, 1.0)[0] for window in plan.windows]
-    return tokens_of(plan, parts, pool_of_size(plan.pool, instances), policy).share
+    return tokens_of(plan, parts, pool_of_size(plan.pool, gpus), policy).share
 
 
 def can_run(policy: Policy, pool: PoolSpec) -> bool:
-    """A policy that splits roles needs two GPUs or more."""
+    """A policy that splits roles needs two instances or more."""
     try:
         policy.configure(pool)
     except UserError:
@@ -165,21 +167,28 @@ def can_run(policy: Policy, pool: PoolSpec) -> bool:
     return True
 
 
-def instances_near(n: int) -> int:
-    """The least pool size of n or more that splits into equal nodes of at most 8."""
-    nodes = -(-n // NODE)
-    return -(-n // nodes) * nodes
+def equal_nodes(gpus: int, tp: int) -> tuple[int, int]:
+    """(nodes, instances per node) of the least pool that has `gpus` or more in equal nodes."""
+    instances = -(-gpus // tp)
+    nodes = -(-instances // max(1, NODE // tp))
+    return nodes, -(-instances // nodes)
 
 
-def pool_of_size(pool: PoolSpec, instances: int) -> PoolSpec:
+def gpus_near(n: int, tp: int = 1) -> int:
+    """The least pool size of n GPUs or more that splits into equal nodes of at most 8."""
+    nodes, per_node = equal_nodes(n, tp)
+    return nodes * per_node * tp
+
+
+def pool_of_size(pool: PoolSpec, gpus: int) -> PoolSpec:
     """The pool with another number of GPUs, in equal nodes of at most 8; roles are dropped."""
-    if instances < 1:
-        raise UserError(f"pool of {instances} GPUs: expected at least 1")
-    nodes = -(-instances // NODE)
+    if gpus < 1:
+        raise UserError(f"pool of {gpus} GPUs: expected at least 1")
+    nodes, per_node = equal_nodes(gpus, pool.tp)
     return replace(
         pool,
-        name=f"{pool.name}:{instances}",
+        name=f"{pool.name}:{gpus}",
         nodes=nodes,
-        instances_per_node=-(-instances // nodes),
+        instances_per_node=per_node,
         roles=(),
     )

@@ -115,7 +115,7 @@ def bench_emulator(config: Config, trace: Trace, pool: PoolSpec, policy: Policy)
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "compile_s": max(0.0, first_s - seconds / config.threads),
         "threads": config.threads,
-        "gpus": pool.instances,
+        "gpus": pool.gpus,
         "models": len(trace.models),
     }
 
@@ -145,7 +145,7 @@ def bench_env(config: Config, scenario: ScenarioSpec, folder: Path) -> dict[str,
         "train_decisions_s": round(trainer.model.num_timesteps / train_s),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "pools": config.pools,
-        "gpus": scenario.pool.instances,
+        "gpus": scenario.pool.gpus,
         "models": len(scenario.trace.models),
     }
 

@@ -43,7 +43,7 @@ NEXT = """Try next:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(TrainConfig):
     policies: tuple[str, ...] = ("aegaeon", "serverlessllm", "fcfs", "collate", "index")
-    harder: float = 1.75  # learning meets this multiple of the trace's rate, on one GPU fewer
+    harder: float = 1.75  # learning meets this multiple of the trace's rate, on one instance fewer
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
@@ -88,7 +88,7 @@ def main(config: Config) -> None:
     print_comparison(baselines)
     console.print(answer(baselines))
 
-    fewer = max(1, gpus - 1)
+    fewer = max(pool.tp, gpus - pool.tp)
     start = config.train.start
     stage(
         f"Learning where it is hard: {fewer} GPUs at {config.harder:g} times the rate, from {start}"
@@ -108,5 +108,5 @@ def main(config: Config) -> None:
 
 
 def able(policies: Sequence[Policy], pool: PoolSpec) -> list[Policy]:
-    """Those that can run on the pool: one that splits roles needs two GPUs."""
+    """Those that can run on the pool: one that splits roles needs two instances."""
     return [policy for policy in policies if can_run(policy, pool)]

@@ -10,7 +10,7 @@ from runtime.compiled import inner, kernel
 from runtime.core import FOREVER_NS, EventKind, Stage
 from runtime.emulator.tables import Sim
 from runtime.pool import lists
-from runtime.pool.costs import kv_in_ns, kv_out_ns, prefill_s, step_s, truncated
+from runtime.pool.costs import kv_in_ns, kv_out_ns, prompt_s, step_s, truncated
 from runtime.pool.memory import context_tokens, moved_bytes, steps_that_fit
 from runtime.pool.weights import weights_in_place
 from runtime.slo import curve_ns
@@ -63,7 +63,8 @@ def _plan_prefill(sim: Sim, g: int) -> None:
     """One call: the first request, and those behind it while the token budget lasts."""
     state, timer = sim.state, sim.timers[g]
     inst, budget = state.instances[g], state.pool[0].prefill_budget_tokens
-    n, tokens, tokens2 = 0, 0.0, 0.0
+    cost = state.costs[inst.gpu_type, inst.model]
+    n, tokens, seconds = 0, 0, cost.prefill_s
     r = lists.first(state, lists.instance_list(state, g, lists.PREFILL))
     while r >= 0:
         length = context_tokens(state, r)
@@ -71,9 +72,8 @@ def _plan_prefill(sim: Sim, g: int) -> None:
             break
         n += 1
         tokens += length
-        tokens2 += float(length) * length
+        seconds += prompt_s(cost, length)
         r = state.requests[r].next
-    seconds = prefill_s(state.costs[inst.gpu_type, inst.model], tokens, tokens2)
     timer.n, timer.x = n, truncated(seconds, state.pool[0].step_quantum_s)
     timer.compute_ns = timer.began_ns + curve_ns(timer.x, 0.0, 1)
 

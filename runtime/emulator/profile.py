@@ -3,6 +3,9 @@
 A profile is JSON: {schema, name, gpu, kind: measured | derived, source, models: {checkpoint:
 {prefill_s, prefill_token_s, prefill_token2_s, decode_s, decode_context_s, decode_batch_s,
 source, error_pct}}}. Seconds; per call, token, squared token; per step, context token, request.
+`decode_table_s`, pairs [batch, seconds] from batch 1 on, may stand in for `decode_batch_s`: it is
+linear between its pairs (MoE: the experts touched grow with the batch). A fit for an instance of
+several GPUs is keyed `CHECKPOINT@tpN`. See docs/profiles.md.
 """
 
 import json
@@ -14,9 +17,15 @@ import numpy as np
 
 from runtime.core import ModelSpec
 from runtime.errors import UserError, nearest
-from runtime.pool.state import COST, Table
+from runtime.pool.state import COST, KNOTS, Record, Table
 
 SCHEMA = "aegaeon-rl/profile/1"
+LARGEST = 1e6  # of any number in a profile: what keeps times in 64 bits
+TABLE = "decode_table_s"
+COEFFICIENTS = (
+    *("prefill_s", "prefill_token_s", "prefill_token2_s"),
+    *("decode_s", "decode_context_s", "decode_batch_s"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +39,32 @@ class Profile:
     checkpoints: tuple[str, ...]
     costs: Table
 
-    def table(self, models: tuple[ModelSpec, ...]) -> Table:
-        """Costs [1, M] of the served models. Raises UserError for a checkpoint not profiled."""
-        rows = []
-        for model in models:
-            if model.checkpoint not in self.checkpoints:
-                choices = nearest(model.checkpoint, self.checkpoints)
-                raise UserError(
-                    f"profile {self.name}: no checkpoint {model.checkpoint!r}; {choices}"
-                )
-            rows.append(self.checkpoints.index(model.checkpoint))
+    def table(self, models: tuple[ModelSpec, ...], tp: int = 1) -> Table:
+        """Costs [1, M] of the served models on instances of `tp` GPUs.
+
+        Raises UserError for a checkpoint that has no fit at that `tp`.
+        """
+        rows = [self._row(model.checkpoint, tp) for model in models]
         return self.costs[rows][np.newaxis, :].copy()
+
+    def _row(self, checkpoint: str, tp: int) -> int:
+        key = fit_key(checkpoint, tp)
+        if key in self.checkpoints:
+            return self.checkpoints.index(key)
+        others = [k for k in self.checkpoints if k.partition("@tp")[0] == checkpoint]
+        if others:
+            sizes = ", ".join(k.partition("@tp")[2] or "1" for k in others)
+            raise UserError(
+                f"profile {self.name}: {checkpoint!r} has no fit for pool.tp={tp}: expected {sizes}"
+            )
+        fits = [k for k in self.checkpoints if ("@tp" in k) == (tp > 1)]
+        choices = nearest(key, fits or self.checkpoints)
+        raise UserError(f"profile {self.name}: no checkpoint {key!r}; {choices}")
+
+
+def fit_key(checkpoint: str, tp: int) -> str:
+    """The key of a fit: the checkpoint, and `@tpN` for an instance of several GPUs."""
+    return checkpoint if tp == 1 else f"{checkpoint}@tp{tp}"
 
 
 def shipped_profiles() -> tuple[str, ...]:
@@ -84,16 +108,49 @@ def parse_profile(text: str, origin: str) -> Profile:
         if not isinstance(models[checkpoint], dict):
             found = repr(models[checkpoint])
             raise UserError(f"profile {origin}: {checkpoint}={found}: expected columns of seconds")
-        for column in COST.names or ():
-            costs[column][row] = _number(models[checkpoint], column, origin, checkpoint)
+        _fill(costs[row], models[checkpoint], f"profile {origin}: {checkpoint}")
     return Profile(data["name"], data["gpu"], data["kind"], data["source"], checkpoints, costs)
 
 
-def _number(entry: dict[str, object], column: str, origin: str, checkpoint: str) -> float:
-    value = entry.get(column)
-    where = f"profile {origin}: {checkpoint}.{column}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise UserError(f"{where}={value!r}: expected a number of seconds")
-    if value < 0 and column != "prefill_token2_s":  # the artifact's own fits are slightly concave
-        raise UserError(f"{where}={value!r}: expected a non-negative number of seconds")
-    return float(value)
+def _fill(cost: Record, entry: dict[str, object], where: str) -> None:
+    has_table = TABLE in entry
+    if has_table and "decode_batch_s" in entry:
+        raise UserError(f"{where}: decode_batch_s and {TABLE} exclude each other: expected one")
+    for column in COEFFICIENTS:
+        if not (has_table and column == "decode_batch_s"):
+            is_signed = column == "prefill_token2_s"  # published fits are slightly concave
+            cost[column] = _number(entry.get(column), f"{where}.{column}", is_signed=is_signed)
+    if has_table:
+        _fill_table(cost, entry[TABLE], f"{where}.{TABLE}")
+
+
+def _fill_table(cost: Record, pairs: object, where: str) -> None:
+    if not isinstance(pairs, list) or not 2 <= len(pairs) <= KNOTS:
+        raise UserError(f"{where}={pairs!r}: expected 2 to {KNOTS} pairs [batch, seconds]")
+    for k, pair in enumerate(pairs):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UserError(f"{where}[{k}]={pair!r}: expected a pair [batch, seconds]")
+        cost["knot_batch"][k] = _number(pair[0], f"{where}[{k}] batch", unit="requests")
+        cost["knot_s"][k] = _number(pair[1], f"{where}[{k}] seconds")
+    cost["knots"] = n = len(pairs)
+    if cost["knot_batch"][0] != 1:
+        raise UserError(f"{where}[0] batch={pairs[0][0]!r}: expected 1")
+    for k in range(1, n):
+        if not cost["knot_batch"][k] > cost["knot_batch"][k - 1]:
+            raise UserError(
+                f"{where}[{k}] batch={pairs[k][0]!r}: expected more than {pairs[k - 1][0]!r}"
+            )
+        if cost["knot_s"][k] < cost["knot_s"][k - 1]:
+            raise UserError(
+                f"{where}[{k}] seconds={pairs[k][1]!r}: expected at least {pairs[k - 1][1]!r}"
+            )
+
+
+def _number(value: object, where: str, *, is_signed: bool = False, unit: str = "seconds") -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= LARGEST:  # type: ignore[arg-type]
+        raise UserError(f"{where}={value!r}: expected a number of {unit}")
+    number = float(value)  # type: ignore[arg-type]
+    if number < 0 and not is_signed:
+        raise UserError(f"{where}={value!r}: expected a non-negative number of {unit}")
+    return number

@@ -42,7 +42,8 @@ def build_state(
 ) -> State:
     """An empty pool that serves `names` with checkpoints in order of first appearance."""
     models = assign_checkpoints(names, pool.checkpoints)
-    return new_state(pool, models, (slo,) * len(models), profile.table(models), capacity=capacity)
+    costs = profile.table(models, pool.tp)
+    return new_state(pool, models, (slo,) * len(models), costs, capacity=capacity)
 
 
 def build_sim(

@@ -1,12 +1,13 @@
-"""What things cost: predicted times from the profile, in one place for core, features and emulator.
+"""What things cost: predicted times from the profile, in one place for core, features, emulator.
 
-Step times are linear (anchors: the SOSP'25 artifact's fits): prefill a + b*T + c*sum(T^2) over the
-prompt tokens of one call; decode a + b*context + c*batch per step.
+A prefill call takes a + sum(b*T + c*T^2) over its prompts of T tokens. A decode step takes
+a + b*context + c*batch, or a + b*context + table(batch), the table linear between its knots. At a
+fixed batch each step takes b*batch more than the last, so a run of steps has a closed form.
 """
 
 import numpy as np
 
-from runtime.compiled import inner
+from runtime.compiled import inner, kernel
 from runtime.core import NS
 from runtime.pool.state import Record, State
 
@@ -21,14 +22,37 @@ def truncated(seconds: float, quantum_s: float) -> float:
     return max(1.0, np.floor(seconds / quantum_s + 1e-9)) * quantum_s
 
 
-@inner
-def prefill_s(cost: Record, tokens: float, tokens2: float) -> float:
-    return cost.prefill_s + cost.prefill_token_s * tokens + cost.prefill_token2_s * tokens2
+@kernel
+def prompt_s(cost: Record, tokens: float) -> float:
+    """What one prompt adds to its prefill call. A concave fit is flat from its vertex on."""
+    if cost.prefill_token2_s < 0.0:
+        tokens = min(tokens, -0.5 * cost.prefill_token_s / cost.prefill_token2_s)
+    return cost.prefill_token_s * tokens + cost.prefill_token2_s * tokens * tokens
 
 
-@inner
+@kernel
+def prefill_s(cost: Record, tokens: float) -> float:
+    """A prefill call of one prompt; never negative, never less for more tokens."""
+    return cost.prefill_s + prompt_s(cost, tokens)
+
+
+@kernel
 def step_s(cost: Record, context_tokens: float, batch: float) -> float:
-    return cost.decode_s + cost.decode_context_s * context_tokens + cost.decode_batch_s * batch
+    seconds = cost.decode_s + cost.decode_context_s * context_tokens
+    if cost.knots == 0:
+        return seconds + cost.decode_batch_s * batch
+    return seconds + _table_s(cost, batch)
+
+
+@inner
+def _table_s(cost: Record, batch: float) -> float:
+    """Linear between knots; beyond the last knot its segment goes on."""
+    k = 1
+    while k < cost.knots - 1 and cost.knot_batch[k] < batch:
+        k += 1
+    low, high = cost.knot_batch[k - 1], cost.knot_batch[k]
+    share = (batch - low) / (high - low)
+    return cost.knot_s[k - 1] + share * (cost.knot_s[k] - cost.knot_s[k - 1])
 
 
 @inner

@@ -111,8 +111,9 @@ def _runs(state: State, g: int, m: int) -> bool:
 def _open_features(state: State, g: int, m: int, start_ns: int, out: Vector) -> None:
     """Features that walk the open requests of m: 0-6, 14, 15."""
     requests, now, ttft = state.requests, state.pool[0].now_ns, state.models[m].ttft_ns
+    cost = state.costs[state.instances[g].gpu_type, m]
     least, total, late, oldest = 4.0 * ttft, 0.0, 0, now
-    ready, waiting, kv, tokens, tokens2 = 0, 0, 0.0, 0.0, 0.0
+    ready, waiting, kv, seconds = 0, 0, 0.0, 0.0
     for part in range(2):
         lst = lists.ready_list(state, m) if part == 0 else lists.waiting_list(state, m)
         r = lists.first(state, lst)
@@ -130,9 +131,7 @@ def _open_features(state: State, g: int, m: int, start_ns: int, out: Vector) -> 
                     ready += 1
                 else:
                     waiting += 1
-                    length = float(context_tokens(state, r))
-                    tokens += length
-                    tokens2 += length * length
+                    seconds += prefill_s(cost, context_tokens(state, r))
             r = requests[r].next
     count = max(1, ready + waiting)
     out[0] = 0.0 if late == ready + waiting else least / ttft
@@ -143,8 +142,6 @@ def _open_features(state: State, g: int, m: int, start_ns: int, out: Vector) -> 
     out[5] = clip(ready / 8.0, 0.0, 4.0)
     out[6] = clip((now - oldest) / ttft, 0.0, 4.0)
     out[14] = clip(kv / capacity_bytes(state, m), 0.0, 2.0)
-    cost = state.costs[state.instances[g].gpu_type, m]
-    seconds = cost.prefill_s * (waiting - 1) + prefill_s(cost, tokens, tokens2) if waiting else 0.0
     out[15] = clip(seconds * 1e9 / ttft, 0.0, 2.0)
 
 

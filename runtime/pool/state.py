@@ -127,6 +127,7 @@ NODE = np.dtype(
     align=True,
 )
 HOSTED = np.dtype([("used_ns", "i8"), ("is_cached", "i8")], align=True)
+KNOTS = 12  # batch sizes that a decode table may state
 COST = np.dtype(
     [
         ("prefill_s", "f8"),  # per prefill call
@@ -135,6 +136,9 @@ COST = np.dtype(
         ("decode_s", "f8"),  # per step
         ("decode_context_s", "f8"),  # per summed context token
         ("decode_batch_s", "f8"),  # per request of the batch
+        ("knots", "i8"),  # of the decode table that replaces decode_batch_s; 0: none
+        ("knot_batch", "f8", (KNOTS,)),  # ascending from 1
+        ("knot_s", "f8", (KNOTS,)),  # per step at that batch, linear in between
     ],
     align=True,
 )
@@ -244,8 +248,8 @@ def new_state(
 ) -> State:
     """An empty pool with `capacity` request slots; host caches hold the first models that fit.
 
-    `costs` [T, M] is the profile the scheduler believes. Raises UserError when the weight
-    slots leave no room for KV.
+    An instance has the memory and the host links of its `spec.tp` GPUs. `costs` [T, M] is the
+    profile the scheduler believes. Raises UserError when the weight slots leave no room for KV.
     """
     n_models, n_instances, n_nodes = len(models), spec.instances, spec.nodes
     if len(slos) != n_models or costs.shape[1] != n_models:
@@ -295,10 +299,11 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
     largest = max(model.weight_bytes for model in models)
     reserved = spec.weight_slots * largest if spec.slots_reserved else 0
     held = max(reserved, largest)
-    if held >= spec.vram_bytes:
+    vram_bytes = spec.tp * spec.vram_bytes
+    if held >= vram_bytes:
         raise UserError(
             f"pool {spec.name}: {spec.weight_slots} weight slots of {largest / 1e9:.1f} GB leave no"
-            f" room for KV in {spec.vram_bytes / 1e9:.0f} GB; lower pool.weight_slots"
+            f" room for KV in {vram_bytes / 1e9:.0f} GB; lower pool.weight_slots"
         )
     for name in ("h2d_bytes_s", "d2h_bytes_s", "disk_bytes_s"):
         if largest / getattr(spec, name) > LONGEST_LOAD_S:
@@ -307,7 +312,9 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
                 f" expected at least {largest / LONGEST_LOAD_S:.3g}"
             )
     pool = state.pool
-    for name in ("kv_fraction", "vram_bytes", "h2d_bytes_s", "d2h_bytes_s", "disk_bytes_s"):
+    for name in ("vram_bytes", "h2d_bytes_s", "d2h_bytes_s"):
+        pool[name] = spec.tp * getattr(spec, name)
+    for name in ("kv_fraction", "disk_bytes_s"):
         pool[name] = getattr(spec, name)
     for name in ("network_bytes_s", "kv_move_token_bytes", "step_quantum_s", "block_tokens"):
         pool[name] = getattr(spec, name)

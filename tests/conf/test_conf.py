@@ -97,7 +97,7 @@ def test_ready_pool_can_be_run(composed: Any, name: str) -> None:
     assert pool.name == name
     profile = load_profile(pool.profile)
     models = tuple(f"m{i}" for i in range(len(pool.checkpoints)))
-    profile.table(assign_checkpoints(models, pool.checkpoints))
+    profile.table(assign_checkpoints(models, pool.checkpoints), pool.tp)
     for policy in map(make_policy, POLICIES):
         if policy.name == "aegaeon" and pool.instances < 2:
             continue  # it splits roles
@@ -109,7 +109,7 @@ def test_ready_pools_are_as_large_as_their_names_say(composed: Any) -> None:
     assert len(POOLS) >= 6
     for name in POOLS:
         pool = build(Config, composed("evaluate", f"pool={name}")).pool
-        assert pool.instances == int(name.partition("x")[2].partition("_")[0])
+        assert pool.gpus == int(name.partition("x")[2].partition("_")[0])
 
 
 def test_the_artifacts_pool_has_its_cost_model(composed: Any) -> None:

@@ -40,6 +40,14 @@ MOST_EVENTS = 50_000  # far above any scenario: a pool that decides for ever at 
 LEAST_CREDITED_SWITCH_NS = 10_000_000
 
 
+def table_s(cost: Any, batch: int) -> float:
+    """A decode table: linear between its knots, the last segment goes on."""
+    sizes = cost["knot_batch"][: cost["knots"]].tolist()
+    k = next((k for k in range(1, len(sizes)) if sizes[k] >= batch), len(sizes) - 1)
+    low, high = cost["knot_s"][k - 1], cost["knot_s"][k]
+    return float(low + (batch - sizes[k - 1]) / (sizes[k] - sizes[k - 1]) * (high - low))
+
+
 class StuckError(RuntimeError):
     """Requests wait and nothing is pending, or the pool decides for ever at one instant."""
 
@@ -139,7 +147,7 @@ class ScriptedEngine:
         slot = int(self.state.instances["loading_slot"][self.g])
         self.slots.pop(slot, None)
         self.loading = (slot, model)
-        rate = self.spec.h2d_bytes_s
+        rate = self.spec.tp * self.spec.h2d_bytes_s
         if model not in self.pool.caches[self.node].cached:
             rate = min(rate, self.spec.disk_bytes_s)
         self.load_left_ns = int(np.ceil(self.pool.models[model].weight_bytes / rate * 1e9))
@@ -155,7 +163,8 @@ class ScriptedEngine:
         if self.out_n > 0 or not requests:
             return
         self.out_n = len(requests)
-        seconds = sum(self._moved_bytes(r) for r in requests) / self.spec.d2h_bytes_s
+        link_bytes_s = self.spec.tp * self.spec.d2h_bytes_s
+        seconds = sum(self._moved_bytes(r) for r in requests) / link_bytes_s
         took = 0 if self.spec.kv_out_free else int(np.ceil(seconds * 1e9))
         self.pool.clock.set((self.g, "out"), self.pool.now_ns + took, EventKind.KV_OUT_DONE, self.g)
 
@@ -269,9 +278,10 @@ class ScriptedEngine:
                 at_home += self._moved_bytes(r)
             else:
                 away += self._moved_bytes(r)
-        seconds = at_home / self.spec.h2d_bytes_s
+        link_bytes_s = self.spec.tp * self.spec.h2d_bytes_s
+        seconds = at_home / link_bytes_s
         if away:
-            seconds += away / min(self.spec.h2d_bytes_s, self.spec.network_bytes_s)
+            seconds += away / min(link_bytes_s, self.spec.network_bytes_s)
         return int(np.ceil(seconds * 1e9))
 
     def _plan_prefill(self, turn: Turn) -> None:
@@ -282,8 +292,11 @@ class ScriptedEngine:
                 break
             self.n += 1
         cost, taken = self._cost(turn), [float(t) for t in lengths[: self.n]]
-        seconds = cost["prefill_s"] + cost["prefill_token_s"] * sum(taken)
-        seconds += cost["prefill_token2_s"] * sum(t * t for t in taken)
+        seconds = cost["prefill_s"]
+        b, c = cost["prefill_token_s"], cost["prefill_token2_s"]
+        for t in taken:
+            most = min(t, -0.5 * b / c) if c < 0 else t
+            seconds += b * most + c * most * most
         self.x, self.y = self._truncated(float(seconds)), 0.0
 
     def _plan_decode(self, turn: Turn) -> None:
@@ -296,7 +309,7 @@ class ScriptedEngine:
             for r in turn.batch
         ]
         x = float(cost["decode_s"] + cost["decode_context_s"] * context)
-        x += float(cost["decode_batch_s"] * size)
+        x += table_s(cost, size) if cost["knots"] else float(cost["decode_batch_s"] * size)
         y = float(cost["decode_context_s"] * size)
         k = min(left)
         if self.spec.step_quantum_s > 0:
@@ -338,7 +351,7 @@ class ScriptedEngine:
             elif requests["phase"][r] == RequestPhase.RUNNING:
                 held += self._bytes(m, tokens + 1)
         weights = self.pool.reserved_bytes or self.pool.models[turn.model].weight_bytes
-        capacity = int(self.spec.kv_fraction * (self.spec.vram_bytes - weights))
+        capacity = int(self.spec.kv_fraction * (self.spec.tp * self.spec.vram_bytes - weights))
         contexts = [self._context(r) for r in turn.batch]
         base = sum(self._bytes(turn.model, c) for c in contexts)
         for j in range(1, k + 1):
@@ -355,7 +368,7 @@ class ScriptedPool:
     ) -> None:
         self.policy, self.slo, self.spec = policy, slo, policy.configure(spec)
         self.models = assign_checkpoints(trace.models, self.spec.checkpoints)
-        self.costs = load_profile(self.spec.profile).table(self.models)
+        self.costs = load_profile(self.spec.profile).table(self.models, self.spec.tp)
         self.state: State = new_state(
             self.spec, self.models, (slo,) * len(self.models), self.costs, capacity=1024
         )

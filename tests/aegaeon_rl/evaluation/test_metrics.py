@@ -1,6 +1,7 @@
 """Metrics against values worked out by hand, failed and unfinished requests among them."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,15 @@ def run_of(results_of: Any, pool: PoolSpec) -> Any:
         )
 
     return make
+
+
+def test_shares_of_time_are_of_gpus_whatever_an_instance_is(run_of: Any) -> None:
+    one = run_of(*ROWS)
+    four = replace(one, pool=replace(one.pool, tp=4))
+    samples = [sample_of(run, 0.0, 10.0) for run in (one, four)]
+    assert [sample.gpu_s for sample in samples] == [40.0, 160.0]
+    shares = [[metrics(s)[name] for name in ("gpu_busy", "switch_share")] for s in samples]
+    assert shares[0] == shares[1] == [8 / 40, 4 / 40]
 
 
 def test_metrics_of_four_requests_by_hand(run_of: Any) -> None:

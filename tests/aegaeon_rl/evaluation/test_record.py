@@ -46,7 +46,7 @@ def test_summary_has_every_key_of_the_contract(
     assert facts["sha256"] == market.sha256
     assert (facts["name"], facts["kind"]) == ("market", "synthetic")
     assert (facts["requests"], facts["models"]) == (market.requests, len(market.models))
-    assert (content["pool"]["name"], content["pool"]["gpus"]) == ("pair", 2)
+    assert [content["pool"][key] for key in ("name", "gpus", "tp")] == ["pair", 2, 1]
     assert content["slo"] == {"ttft_s": 10.0, "tbt_s": 0.1}
     assert (content["profile"]["name"], content["profile"]["kind"]) == ("h100", "derived")
     assert content["results"] == [{"policy": "index", "token_attainment": 0.5, "ttft_p99_s": None}]

@@ -14,7 +14,7 @@ from aegaeon_rl.evaluation.sizing import (
     Tokens,
     dedicated_gpus,
     dedicated_tokens,
-    instances_near,
+    gpus_near,
     pool_of_size,
     pooled_gpus,
     pooled_share,
@@ -123,7 +123,7 @@ def test_bisection_is_exact_for_any_answer(
         return min(1.0, 0.9 * instances / least)
 
     monkeypatch.setattr("aegaeon_rl.evaluation.sizing.pooled_share", share)
-    size = next(n for n in range(least, 15) if instances_near(n) == n)
+    size = next(n for n in range(least, 15) if gpus_near(n) == n)
     expected = (size, share(plan_of(), INDEX, size)) if size <= 12 else (None, 0.9 * 12 / least)
     assert pooled_gpus(plan_of(target=0.9), INDEX, 12) == expected
 
@@ -152,14 +152,14 @@ def test_size_takes_both_sides_from_the_same_plan(plan_of: Any) -> None:
     assert sizing.saved == 1 - sizing.pooled / sizing.dedicated
 
 
-@given(st.integers(1, 3000))
-def test_pool_sizes_split_into_equal_nodes(n: int) -> None:
-    near = instances_near(n)
-    assert n <= near < n + -(-n // NODE)
-    pool = pool_of_size(PoolSpec(name="p", profile="h100", checkpoints=("a",)), near)
-    assert pool.instances == near
-    assert pool.instances_per_node <= NODE
-    assert pool.nodes == -(-near // NODE)
+@given(st.integers(1, 3000), st.sampled_from([1, 2, 4, 8, 16]))
+def test_pool_sizes_split_into_equal_nodes(n: int, tp: int) -> None:
+    near, node = gpus_near(n, tp), max(NODE, tp)
+    assert n <= near < n + tp * -(-(n + tp) // node)
+    pool = pool_of_size(PoolSpec(name="p", profile="h100", checkpoints=("a",), tp=tp), near)
+    assert pool.gpus == near == pool.instances * tp
+    assert pool.instances_per_node * tp <= node
+    assert pool.nodes == -(-near // node)
     assert pool.name == f"p:{near}"
 
 

@@ -8,9 +8,15 @@ import pytest
 
 from runtime.catalog import CHECKPOINTS
 from runtime.core import ModelSpec
-from runtime.emulator.profile import SCHEMA, load_profile, parse_profile, shipped_profiles
+from runtime.emulator.profile import (
+    COEFFICIENTS,
+    SCHEMA,
+    load_profile,
+    parse_profile,
+    shipped_profiles,
+)
 from runtime.errors import UserError
-from runtime.pool.state import COST
+from runtime.pool.state import KNOTS
 
 HBM_BYTES_S = {"H100-SXM-80GB": 3.35e12, "H200-SXM-141GB": 4.8e12, "A100-SXM-80GB": 2.04e12}
 PEAK_FLOPS = {"H100-SXM-80GB": 989e12, "H200-SXM-141GB": 989e12, "A100-SXM-80GB": 312e12}
@@ -18,8 +24,15 @@ SETS = [(name, row) for name in shipped_profiles() for row in load_profile(name)
 
 
 def entry(**changes: Any) -> dict[str, Any]:
-    plain = dict.fromkeys(COST.names or (), 0.5)
+    plain: dict[str, Any] = dict.fromkeys(COEFFICIENTS, 0.5)
     return {**plain, "source": "a test", "error_pct": ""} | changes
+
+
+def table_entry(pairs: Any) -> dict[str, Any]:
+    """A decode table in the place of decode_batch_s."""
+    plain = entry(decode_table_s=pairs)
+    del plain["decode_batch_s"]
+    return plain
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -95,12 +108,52 @@ def test_table_gives_each_model_the_costs_of_its_checkpoint() -> None:
     assert profile.costs["decode_s"].tolist() == [1.0, 2.0]
 
 
+def test_table_of_steps_replaces_the_batch_term() -> None:
+    models = {"tiny-random": table_entry([[1, 0.25], [8, 0.5]]), "Qwen3-8B": entry()}
+    costs = parse_profile(json.dumps(document(models=models)), "p").costs
+    assert costs["knots"].tolist() == [2, 0]
+    assert costs["knot_batch"][0, :2].tolist() == [1.0, 8.0]
+    assert costs["knot_s"][0, :2].tolist() == [0.25, 0.5]
+    assert costs["decode_batch_s"].tolist() == [0.0, 0.5]
+
+
+def spec_of(checkpoint: str) -> ModelSpec:
+    return ModelSpec(name="m", checkpoint=checkpoint, weight_bytes=1, kv_token_bytes=1)
+
+
+def test_fits_for_several_gpus_are_keyed_apart() -> None:
+    models = {"Qwen3-32B": entry(decode_s=4.0), "Qwen3-32B@tp2": entry(decode_s=2.0)}
+    profile = parse_profile(json.dumps(document(models=models)), "p")
+    assert profile.table((spec_of("Qwen3-32B"),))["decode_s"].tolist() == [[4.0]]
+    assert profile.table((spec_of("Qwen3-32B"),), 2)["decode_s"].tolist() == [[2.0]]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "tp", "named"),
+    [
+        ("Qwen3-32B", 4, r"'Qwen3-32B' has no fit for pool\.tp=4: expected 1, 2"),
+        ("tiny-random", 2, r"'tiny-random' has no fit for pool\.tp=2: expected 1"),
+        ("Qwen3-23B", 2, r"no checkpoint 'Qwen3-23B@tp2'; did you mean 'Qwen3-32B@tp2'"),
+        ("tiny-randon", 1, r"no checkpoint 'tiny-randon'; did you mean 'tiny-random'"),
+    ],
+)
+def test_checkpoint_without_a_fit_names_the_nearest(checkpoint: str, tp: int, named: str) -> None:
+    models = {"Qwen3-32B": entry(), "Qwen3-32B@tp2": entry(), "tiny-random": entry()}
+    profile = parse_profile(json.dumps(document(models=models)), "p")
+    with pytest.raises(UserError, match=f"profile p: {named}"):
+        profile.table((spec_of(checkpoint),), tp)
+
+
 def without(key: str) -> dict[str, Any]:
     return {k: v for k, v in document().items() if k != key}
 
 
 def with_entry(**changes: Any) -> dict[str, Any]:
     return document(models={"tiny-random": entry(**changes)})
+
+
+def with_table(pairs: Any) -> str:
+    return json.dumps(document(models={"tiny-random": table_entry(pairs)}))
 
 
 BAD = [
@@ -117,6 +170,21 @@ BAD = [
     (json.dumps(with_entry(prefill_s=-1.0)), "tiny-random.prefill_s=-1.0"),
     (json.dumps(with_entry(decode_batch_s=float("nan"))), "tiny-random.decode_batch_s=nan"),
     (json.dumps(with_entry(decode_context_s=float("inf"))), "tiny-random.decode_context_s=inf"),
+    (json.dumps(with_entry(prefill_s=10**400)), "tiny-random.prefill_s=1000"),
+    (json.dumps(with_entry(decode_table_s=[[1, 1], [2, 2]])), "decode_table_s exclude each other"),
+    (with_table(None), "decode_table_s=None: expected 2 to 12 pairs"),
+    (with_table([[1, 0.5]]), "decode_table_s=[[1, 0.5]]: expected 2 to 12 pairs"),
+    (with_table([[k, k] for k in range(1, KNOTS + 2)]), "expected 2 to 12 pairs"),
+    (with_table([[1, 0.5], 7]), "decode_table_s[1]=7: expected a pair"),
+    (with_table([[1, 0.5], [2]]), "decode_table_s[1]=[2]: expected a pair"),
+    (with_table([[2, 0.5], [4, 0.5]]), "decode_table_s[0] batch=2: expected 1"),
+    (with_table([[1, 0.5], [1, 0.6]]), "decode_table_s[1] batch=1: expected more than 1"),
+    (with_table([[1, 0], [9, 1], [8, 2]]), "decode_table_s[2] batch=8: expected more than 9"),
+    (with_table([[1, 0.5], ["2", 0.6]]), "decode_table_s[1] batch='2': expected a number"),
+    (with_table([[1, 0.5], [2, None]]), "decode_table_s[1] seconds=None: expected a number"),
+    (with_table([[1, float("nan")], [2, 1]]), "decode_table_s[0] seconds=nan: expected a number"),
+    (with_table([[1, -0.5], [2, 1]]), "decode_table_s[0] seconds=-0.5: expected a non-negative"),
+    (with_table([[1, 0.5], [2, 0.4]]), "decode_table_s[1] seconds=0.4: expected at least 0.5"),
 ]
 
 

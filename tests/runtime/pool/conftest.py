@@ -24,7 +24,7 @@ from runtime.pool.transitions import Outcome, apply, release
 
 BLOCK = 4  # tokens
 TOKEN_BYTES = 10
-COSTS = (0.01, 0.001, 0.0, 0.01, 0.0, 0.0)
+COSTS = {"prefill_s": 0.01, "prefill_token_s": 0.001, "decode_s": 0.01}
 
 TABLES = ("requests", "models", "instances", "slots", "nodes", "hosted", "lists", "outbox", "pool")
 
@@ -66,7 +66,9 @@ class HandPool:
             ModelSpec(name=str(m), checkpoint="none", weight_bytes=w, kv_token_bytes=TOKEN_BYTES)
             for m, w in enumerate(weights)
         )
-        costs = np.full((1, len(models)), np.array(COSTS, COST))
+        costs = np.zeros((1, len(models)), COST)
+        for column, seconds in COSTS.items():
+            costs[column] = seconds
         slos = (slo,) * len(models)
         return new_state(spec_of(**changes), models, slos, costs, capacity=capacity)
 
