@@ -80,7 +80,7 @@ class EventKind(IntEnum):
     TURN = 11  # the policy's answer: model, phases, quota, tag, joins
     IDLE = 12
     PREFETCH = 13  # the policy's answer: model, or NONE
-    ROUTE = 14  # the policy's answer: request -> instance, tag
+    ROUTE = 14  # the policy's answer: request -> instance (NONE: refused), tag
     INSTANCE_FAILED = 15
     INSTANCE_JOINED = 16
 
@@ -189,6 +189,7 @@ class PoolSpec:
     d2h_bytes_s: float = 50e9
     kv_out_free: bool = False
     kv_reload_every_turn: bool = False
+    kv_stays: bool = False  # a switch leaves the last model's KV on the device while there is room
     kv_move_token_bytes: int = (
         0  # 0: KV moves in whole blocks; else bytes a token (SOSP'25: 500 kB)
     )

@@ -5,7 +5,10 @@ answers to questions the core poses (`runtime.pool.candidates.pose`), written in
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 from runtime.core import PoolSpec
 from runtime.pool.state import Record, State, Table
@@ -32,6 +35,26 @@ class Policy(Protocol):
 
     def drive(self, sim: Any, memory: Any) -> int:
         """Advance an emulated pool, answering every decision, until another Signal comes."""
+
+
+class Workload(NamedTuple):
+    """What is known of the load in advance, per model [M]: mean rate and mean lengths."""
+
+    rates_rps: npt.NDArray[np.float64]
+    prompt_tokens: npt.NDArray[np.float64]
+    output_tokens: npt.NDArray[np.float64]
+
+
+@runtime_checkable
+class Places(Protocol):
+    """A policy that also says which models are resident where before the first request comes."""
+
+    def placement(self, state: State, workload: Workload) -> tuple[tuple[int, int], ...]:
+        """(instance, model) pairs, at most as many per instance as it has weight slots.
+
+        `state` is the pool at time 0, still empty. The driver loads these weights before it
+        starts (runtime.pool.placement.preload); the first of an instance is its present model.
+        """
 
 
 class Turn(NamedTuple):

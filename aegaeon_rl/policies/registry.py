@@ -26,6 +26,8 @@ def _shipped() -> Policy:
 POLICIES: dict[str, Callable[[], Policy]] = {
     "aegaeon": _lazy("aegaeon", "Aegaeon"),
     "serverlessllm": _lazy("serverlessllm", "ServerlessLlm"),
+    "muxserve": _lazy("muxserve", "MuxServe"),
+    "dedicated": _lazy("dedicated", "Dedicated"),
     "fcfs": _lazy("heuristics", "fcfs"),
     "least_slack": _lazy("heuristics", "least_slack"),
     "collate": _lazy("heuristics", "collate"),

@@ -278,7 +278,7 @@ def is_answer(sim: Sim) -> bool:
     event, control = sim.event[0], sim.control[0]
     decision, index = control.decision_kind, control.decision_index
     if decision == DecisionKind.ROUTE:
-        is_known = 0 <= event.instance < sim.state.instances.shape[0]
+        is_known = NONE <= event.instance < sim.state.instances.shape[0]
         return event.kind == EventKind.ROUTE and event.request == index and is_known
     if event.instance != index:
         return False

@@ -10,8 +10,9 @@ from runtime.core import NS, ModelSpec, PoolSpec, SloSpec
 from runtime.emulator.loop import Signal, keep_unfinished
 from runtime.emulator.profile import Profile, load_profile
 from runtime.emulator.tables import Sim, arrivals_of, grow_journal, grow_slots, new_sim
+from runtime.pool.placement import preload
 from runtime.pool.state import State, Table, new_state
-from runtime.protocol import Policy
+from runtime.protocol import Places, Policy, Workload
 from traces import Trace
 
 
@@ -59,6 +60,16 @@ def build_sim(
     )
 
 
+def workload_of(trace: Trace) -> Workload:
+    """Mean rate over the trace's span and mean lengths; 0 for a model without requests."""
+    n_models = len(trace.models)
+    counts = np.bincount(trace.model, minlength=n_models)
+    prompt = np.bincount(trace.model, trace.prompt_tokens, n_models)
+    output = np.bincount(trace.model, trace.output_tokens, n_models)
+    each = np.maximum(counts, 1)
+    return Workload(counts / max(trace.span_s, 1.0), prompt / each, output / each)
+
+
 def drive(sim: Sim, policy: Policy) -> None:
     """Run to the end, growing tables as they fill. Raises PolicyStuckError."""
     memory = policy.memory(sim.state)
@@ -91,6 +102,8 @@ def run(
     configured = policy.configure(pool)
     rows = 1 << 16 if journal else 0
     sim = build_sim(trace, configured, slo, horizon_s=horizon_s, journal_rows=rows)
+    if isinstance(policy, Places):
+        preload(sim.state, policy.placement(sim.state, workload_of(trace)))
     drive(sim, policy)
     control, final = sim.control[0], sim.state.pool[0]
     return Run(

@@ -226,12 +226,15 @@ def first_route(state: State, r: int) -> int:
 def next_decision(state: State) -> tuple[int, int]:
     """The decision that is due now, as (kind, request slot or instance); kind NONE: none is.
 
-    Routes come first (oldest request), then turns, then prefetches, each by lowest instance.
+    Routes come first (the oldest request that some instance may take), then turns, then
+    prefetches, each by lowest instance.
     An instance that has nothing to choose from is set idle here, by the same rule in each driver.
     """
     r = lists.first(state, lists.routing_list(state))
-    if r >= 0 and first_route(state, r) != NONE:
-        return DecisionKind.ROUTE.value, r
+    while r >= 0:
+        if first_route(state, r) != NONE:
+            return DecisionKind.ROUTE.value, r
+        r = state.requests[r].next
     for g in range(state.instances.shape[0]):
         if asks_turn(state, g):
             return DecisionKind.TURN.value, g

@@ -158,7 +158,8 @@ def check_owners(view: View) -> None:
     within("requests", "instance", requests["instance"], 0, len(instances) - 1, resident)
     equal("requests", "instance", requests["instance"], NONE, live & ~by_turn & ~resident)
     of_instance = instances["model"][requests["instance"]]
-    equal("requests", "model", requests["model"], of_instance, view.in_turn | resident)
+    bound = view.in_turn | (resident & (view.pool["kv_stays"] == 0))
+    equal("requests", "model", requests["model"], of_instance, bound)
     on_host = live & np.isin(kv, ON_HOST)
     within("requests", "node", requests["node"], 0, len(state.nodes) - 1, on_host)
     near = instances["node"][requests["instance"]]

@@ -173,6 +173,7 @@ POOL = np.dtype(
         ("credits_compute", "i8"),
         ("kv_out_free", "i8"),
         ("kv_reload_every_turn", "i8"),
+        ("kv_stays", "i8"),
         ("recomputed", "i8"),  # KV dropped for want of host memory
         ("shed", "i8"),
     ],
@@ -320,7 +321,7 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
         pool[name] = getattr(spec, name)
     for name in ("lookahead_tokens", "prefill_budget_tokens", "max_queue"):
         pool[name] = getattr(spec, name)
-    for name in ("kv_out_free", "kv_reload_every_turn"):
+    for name in ("kv_out_free", "kv_reload_every_turn", "kv_stays"):
         pool[name] = getattr(spec, name)
     pool["reserved_bytes"] = reserved
     pool["max_wait_ns"] = round(spec.max_wait_s * NS)

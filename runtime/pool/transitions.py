@@ -152,9 +152,17 @@ def _arrival(state: State, event: Record) -> int:
 
 @inner
 def _route(state: State, r: int, g: int, tag: int) -> int:
-    if state.requests[r].list != lists.routing_list(state) or not can_route(state, r, g):
+    """Send r to g; with g NONE the policy has no place for it, and it is shed."""
+    if state.requests[r].list != lists.routing_list(state):
+        return Outcome.REFUSED
+    if g != NONE and not can_route(state, r, g):
         return Outcome.REFUSED
     lists.remove(state, r)
+    if g == NONE:
+        release_kv(state, r)
+        state.pool[0].shed += 1
+        end_request(state, r, RequestPhase.SHED)
+        return Outcome.OK
     state.requests[r].route = g
     state.requests[r].tag = tag
     open_request(state, r)

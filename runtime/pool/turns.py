@@ -196,13 +196,54 @@ def yield_to_growth(state: State, g: int) -> None:
 
 
 @inner
+def first_claimable(state: State, g: int, lst: int, tag: int) -> int:
+    """The oldest request of an open list that a turn on g may take, or NONE."""
+    r = lists.first(state, lst)
+    while r >= 0 and not (is_claimable(state, g, r) and matches(state, r, tag)):
+        r = state.requests[r].next
+    return r
+
+
+@inner
+def bytes_beside(state: State, g: int, m: int) -> int:
+    """Room for KV of m on g while the KV of other models stays; m's own does not count."""
+    inst = state.instances[g]
+    room = capacity_bytes(state, m) - inst.kv_used_bytes + inst.outgoing_bytes
+    r = lists.first(state, lists.ready_list(state, m))
+    while r >= 0:
+        if state.requests[r].kv == KvPlace.DEVICE and state.requests[r].instance == g:
+            room += kv_bytes(state, r)
+        r = state.requests[r].next
+    return room
+
+
+@inner
+def make_room(state: State, g: int, m: int, phases: int, tag: int) -> int:
+    """KV bytes that a turn of m may fill. What stays of other models leaves only where the first
+    request does not fit beside it, so that every turn has something to do."""
+    if state.pool[0].kv_stays == 0:
+        return capacity_bytes(state, m)
+    room, r = bytes_beside(state, g, m), NONE
+    if phases & Phases.DECODE:
+        r = first_claimable(state, g, lists.ready_list(state, m), tag)
+    if r == NONE and phases & Phases.PREFILL:
+        r = first_claimable(state, g, lists.waiting_list(state, m), tag)
+    if r == NONE or admission_bytes(state, r) <= room:
+        return room
+    for other in range(state.models.shape[0]):
+        if other != m:
+            evict_residents(state, g, other)
+    return capacity_bytes(state, m)
+
+
+@inner
 def take_requests(state: State, g: int, m: int, phases: int, tag: int) -> int:
     """Claim, oldest first, all that fits: READY before WAITING. Returns bytes newly needed.
 
     Residents that no longer fit leave for the host: the tail of a split batch (Aegaeon, 1.2).
     A request that cannot fit alone fails.
     """
-    room, promised = capacity_bytes(state, m), 0
+    room, promised = make_room(state, g, m, phases, tag), 0
     is_full = False
     if phases & Phases.DECODE:
         r = lists.first(state, lists.ready_list(state, m))
@@ -251,7 +292,7 @@ def begin_turn(
 ) -> None:
     inst, model, now = state.instances[g], state.models[m], state.pool[0].now_ns
     inst.is_switching = 1 if inst.model != m else 0
-    if inst.model != m and inst.model >= 0:
+    if inst.model != m and inst.model >= 0 and state.pool[0].kv_stays == 0:
         evict_residents(state, g, inst.model)
     inst.model = m
     inst.turn_phases = phases & inst.role

@@ -30,9 +30,10 @@ from runtime.core import (
 from runtime.emulator.profile import load_profile
 from runtime.emulator.tables import RESULT
 from runtime.pool.candidates import next_decision, pose
+from runtime.pool.placement import preload
 from runtime.pool.state import EVENT, LISTS_PER_INSTANCE, State, Table, new_state
 from runtime.pool.transitions import Outcome, apply, release
-from runtime.protocol import Policy, Turn
+from runtime.protocol import Places, Policy, Turn, Workload
 from traces import Trace
 
 PREFILL, BATCH, INCOMING, OUTGOING = range(LISTS_PER_INSTANCE)
@@ -382,12 +383,31 @@ class ScriptedPool:
         self.horizon_ns = FOREVER_NS if horizon_s is None else round(horizon_s * 1e9)
         self.clock = Clock()
         self.engines = [ScriptedEngine(g, self) for g in range(self.spec.instances)]
+        self._place()
         self.tokens: list[list[int]] = [[] for _ in range(trace.requests)]
         self.slot = [NONE] * trace.requests
         self.journal: list[tuple[Any, ...]] = []
         self.decisions = self.refused = 0
         self.results = np.zeros(trace.requests, RESULT)
         self._schedule_arrivals()
+
+    def _place(self) -> None:
+        """Resident from the start; an engine is on the first model it is given."""
+        if not isinstance(self.policy, Places):
+            return
+        placement = self.policy.placement(self.state, self._workload())
+        preload(self.state, placement)
+        for g, m in placement:
+            engine = self.engines[g]
+            engine.slots[len(engine.slots)] = m
+            engine.model = m if engine.model == NONE else engine.model
+
+    def _workload(self) -> Workload:
+        own = [self.trace.model == m for m in range(len(self.models))]
+        columns = (self.trace.prompt_tokens, self.trace.output_tokens)
+        means = [[float(c[o].sum()) / max(1, o.sum()) for o in own] for c in columns]
+        span_s = max(self.trace.span_s, 1.0)
+        return Workload(*map(np.array, ([o.sum() / span_s for o in own], *means)))
 
     def _schedule_arrivals(self) -> None:
         limit_ns = round(self.spec.ttft_timeout_s * 1e9)
@@ -487,7 +507,7 @@ class ScriptedPool:
     def _is_answer(self, kind: int, index: int, event: Any) -> bool:
         """Another question's answer, an unknown model or instance, or no time: not an answer."""
         if kind == DecisionKind.ROUTE:
-            is_known = event["instance"] in range(self.spec.instances)
+            is_known = event["instance"] in range(NONE, self.spec.instances)
             return bool(event["kind"] == EventKind.ROUTE and event["request"] == index and is_known)
         if event["instance"] != index:
             return False

@@ -117,7 +117,8 @@ def draw(seed: int) -> Scenario:
     rng = np.random.default_rng(seed)
     slo = SloSpec(ttft_s=float(rng.choice([0.5, 10.0])), tbt_s=float(rng.choice([0.02, 0.1])))
     horizon = float(rng.uniform(0.1, 4.0)) if rng.random() < 0.2 else None
-    return Scenario(draw_trace(rng), draw_pool(rng), slo, horizon)
+    trace, pool = draw_trace(rng), draw_pool(rng)
+    return Scenario(trace, replace(pool, kv_stays=bool(rng.random() < 0.3)), slo, horizon)
 
 
 class Erratic:

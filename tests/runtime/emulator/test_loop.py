@@ -211,7 +211,7 @@ def test_answer_replaces_a_refused_prefetch_by_none(trace_of: Any, flat_pool: Po
 
 
 @pytest.mark.parametrize(
-    "nonsense", [{"instance": 7}, {"instance": -1}, {"request": 3}, {"kind": EventKind.IDLE}]
+    "nonsense", [{"instance": 7}, {"instance": -2}, {"request": 3}, {"kind": EventKind.IDLE}]
 )
 def test_answer_replaces_a_refused_route_by_the_first_able_instance(
     trace_of: Any, flat_pool: Pool, nonsense: dict[str, int]

@@ -235,3 +235,23 @@ def test_rows_beyond_the_count_are_left_alone(hand_pool: Any) -> None:
     rows = np.full(4, -7, np.int64)
     assert fill_rows(pool.state, TURN, 0, rows) == (1, 0)
     assert rows.tolist() == [1, -7, -7, -7]
+
+
+def test_a_request_that_no_instance_may_take_blocks_none_behind_it(hand_pool: Any) -> None:
+    """Its KV waits for the one instance that decodes, which is down."""
+    pool = hand_pool(dispatch=Dispatch.PUSH, instances_per_node=2, roles=(P, D))
+    stranded = pool.arrive(0)
+    pool.apply(EventKind.ROUTE, request=stranded, instance=0)
+    pool.serve(0, 0)
+    pool.apply(EventKind.KV_OUT_DONE, instance=0, n=1)
+    assert pool.decision() == (ROUTE, stranded)
+    pool.apply(EventKind.INSTANCE_FAILED, instance=1)
+    assert pool.decision() == (DecisionKind.NONE, NONE)
+    late = [pool.arrive(0), pool.arrive(1)]
+    assert pool.routing() == [stranded, *late]
+    for r in late:
+        assert pool.decision() == (ROUTE, r)
+        pool.apply(EventKind.ROUTE, request=r, instance=0)
+    assert pool.routing() == [stranded]
+    pool.apply(EventKind.INSTANCE_JOINED, instance=1)
+    assert pool.decision() == (ROUTE, stranded)

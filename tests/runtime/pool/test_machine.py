@@ -51,6 +51,7 @@ POOLS = st.fixed_dictionaries(
         "slots_reserved": st.booleans(),
         "lookahead_tokens": st.sampled_from([0, 6]),
         "kv_reload_every_turn": st.booleans(),
+        "kv_stays": st.booleans(),
         "max_wait_s": st.sampled_from([0.0, 0.2]),
         "max_queue": st.sampled_from([0, 3]),
     }

@@ -274,3 +274,20 @@ def test_apply_is_a_function_of_state_and_event(hand_pool: Any) -> None:
     assert apply(left, event[0]) == apply(right, event[0]) == Outcome.OK
     for name in left.layout:
         assert getattr(left, name).tobytes() == getattr(right, name).tobytes()
+
+
+def test_a_route_to_no_instance_sheds(hand_pool: Any) -> None:
+    """Before its prefill, or with its KV in host memory."""
+    pool = hand_pool(dispatch=Dispatch.PUSH, roles=(Phases.PREFILL,))
+    served, fresh = pool.arrive(0), pool.arrive(1)
+    pool.apply(EventKind.ROUTE, request=served, instance=0)
+    pool.serve(0, 0)
+    pool.apply(EventKind.KV_OUT_DONE, instance=0, n=1)
+    assert pool.routing() == [served, fresh]
+    for r in (served, fresh):
+        assert pool.apply(EventKind.ROUTE, request=r, instance=NONE) == Outcome.OK
+        assert phase(pool, r) == RequestPhase.SHED
+        assert pool.apply(EventKind.ROUTE, request=r, instance=NONE) == Outcome.REFUSED
+    assert (pool.routing(), pool.state.pool["shed"][0]) == ([], 2)
+    assert pool.state.nodes["host_kv_used_bytes"][0] == 0
+    assert pool.drain()[-2:] == [(Command.RETIRE, served), (Command.RETIRE, fresh)]

@@ -197,3 +197,37 @@ def test_the_quota_counts_decode_time(hand_pool: Any, decoded: int, stage: Stage
     pool.steps(0, decoded)
     assert pool.stage() == stage
     assert pool.inst()["decoded_ns"] == decoded * 10_000_000
+
+
+def co_located(hand_pool: Any, **changes: Any) -> tuple[Any, int]:
+    """KV of a request of model 0 (160 bytes of 1000) on the device; returns its slot."""
+    pool = hand_pool(kv_stays=True, **changes)
+    r = pool.arrive(0, 15)
+    pool.serve(0, 0)
+    return pool, r
+
+
+def test_kv_of_another_model_stays_where_the_pool_lets_it(hand_pool: Any) -> None:
+    pool, resident = co_located(hand_pool)
+    other = pool.arrive(1, 15)
+    pool.serve(0, 1)
+    assert (pool.ready(0), pool.ready(1)) == ([resident], [other])
+    assert pool.inst()["kv_used_bytes"] == 320
+    pool.start(0, 0)
+    assert (pool.stage(), pool.owned(0, BATCH)) == (Stage.DECODE, [resident])
+
+
+def test_a_turn_takes_what_fits_beside_the_kv_that_stays(hand_pool: Any) -> None:
+    pool, resident = co_located(hand_pool)
+    first, second = pool.arrive(1, 39), pool.arrive(1, 47)  # 400 and 480 bytes of the 840 left
+    pool.turn(0, 1)
+    assert (pool.owned(0, PREFILL), pool.waiting(1)) == ([first], [second])
+    assert pool.ready(0) == [resident]
+
+
+def test_kv_that_stays_leaves_where_nothing_fits_beside_it(hand_pool: Any) -> None:
+    pool, resident = co_located(hand_pool)
+    large = pool.arrive(1, 95)  # 960 bytes
+    pool.turn(0, 1)
+    assert (pool.owned(0, OUTGOING), pool.owned(0, PREFILL)) == ([resident], [large])
+    assert pool.inst()["kv_promised_bytes"] == 960
