@@ -52,7 +52,7 @@ def fill_loads(
             batch = max(1.0, min(in_flight, most))
             cost = state.costs[state.instances[g].gpu_type, m]
             step = step_s(cost, batch * (prompt + output / 2), batch) / batch
-            request_s = prefill_s(cost, prompt, prompt * prompt) + output * step
+            request_s = prefill_s(cost, prompt) + output * step
             loads[g, m] = rates_rps[m] * request_s
 
 
@@ -68,7 +68,7 @@ def models_per_instance(pool: PoolSpec) -> int:
     known = [checkpoint(name) for name in pool.checkpoints]
     weights = max(c.weight_bytes for c in known)
     floor = KV_FLOOR_TOKENS * max(c.kv_token_bytes for c in known)
-    fits = int(pool.vram_bytes // (weights + floor / pool.kv_fraction))
+    fits = int(pool.tp * pool.vram_bytes // (weights + floor / pool.kv_fraction))
     return max(1, min(fits, int(POOL_BOUNDS["weight_slots"][1])))
 
 
