@@ -81,7 +81,13 @@ def sample(spec: ScenarioSpec, rng: np.random.Generator) -> Sim:
     window = spec.trace.window(begin_s, length_s * scale, keep_models=True).scale_rate(scale)
     pool = role_free(spec.pool)
     state = build_state(pool, window.models, spec.slo, load_profile(pool.profile), capacity=512)
-    sim = new_sim(state, arrivals_of(window), ttft_timeout_s=pool.ttft_timeout_s)
+    sim = new_sim(
+        state,
+        arrivals_of(window),
+        ttft_timeout_s=pool.ttft_timeout_s,
+        noise=pool.noise,
+        seed=int(rng.integers(2**62)) if pool.noise > 0 else pool.seed,
+    )
     warm_up(sim, spec.warm, spec.warm_s)
     sim.control["horizon_ns"] = round(length_s * NS)
     return sim

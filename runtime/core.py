@@ -157,7 +157,9 @@ POOL_BOUNDS: dict[str, tuple[float, float]] = {  # what keeps all times and sums
     **dict.fromkeys(("h2d_bytes_s", "d2h_bytes_s", "disk_bytes_s"), (1, 1e18)),
     "network_bytes_s": (0, 1e18),
     **dict.fromkeys(("kv_move_token_bytes", "lookahead_tokens", "prefill_budget_tokens"), (0, 1e9)),
-    **dict.fromkeys(("command_s", "step_quantum_s"), (0, 60)),
+    **dict.fromkeys(("command_s", "turn_overhead_s", "step_overhead_s", "step_quantum_s"), (0, 60)),
+    "noise": (0, 10),
+    "seed": (0, 2**62),
     **dict.fromkeys(("max_wait_s", "ttft_timeout_s", "max_queue"), (0, 1e9)),
 }
 
@@ -200,7 +202,11 @@ class PoolSpec:
     host_kv_bytes: int = 256_000_000_000
     disk_bytes_s: float = 6e9
     network_bytes_s: float = 25e9
+    token_preempt: bool = True  # False: a turn ends only when its batch empties
+    kv_survives_switch: bool = True  # False: another model's turn loses the KV on the device
     command_s: float = 0.0
+    turn_overhead_s: float = 0.0  # at a turn's start, after its weights are in place
+    step_overhead_s: float = 0.0  # of every decode step
     step_quantum_s: float = 0.0  # durations truncate to whole quanta (SOSP'25 simulator: 1 ms)
     dispatch: Dispatch = Dispatch.PULL
     prefetch: PrefetchMode = PrefetchMode.CAUSAL
@@ -208,6 +214,8 @@ class PoolSpec:
     max_wait_s: float = 0.0  # 0: no starvation bound
     ttft_timeout_s: float = 0.0  # 0: requests wait for ever
     max_queue: int = 0  # 0: no limit
+    noise: float = 0.0  # relative standard deviation of true prefill and decode times
+    seed: int = 0  # of what the emulator draws
 
     @property
     def instances(self) -> int:

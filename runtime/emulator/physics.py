@@ -8,6 +8,7 @@ import numpy as np
 
 from runtime.compiled import inner, kernel
 from runtime.core import FOREVER_NS, EventKind, Stage
+from runtime.emulator.noise import factor
 from runtime.emulator.tables import Sim
 from runtime.pool import lists
 from runtime.pool.costs import kv_in_ns, kv_out_ns, prompt_s, step_s, truncated
@@ -26,8 +27,7 @@ def plan_stage(sim: Sim, g: int) -> None:
     if stage == Stage.COMMANDED:
         timer.kind = EventKind.SWITCHED
         if weights_in_place(state, g):
-            ordered = state.instances[g].turn_start_ns + state.pool[0].command_ns
-            timer.compute_ns = max(now, ordered)
+            timer.compute_ns = _switched_ns(sim, g)
     elif stage == Stage.KV_IN:
         timer.kind = EventKind.KV_IN_DONE
         _plan_kv_in(sim, g)
@@ -40,6 +40,23 @@ def plan_stage(sim: Sim, g: int) -> None:
     elif stage == Stage.ENDING:
         timer.kind = EventKind.TURN_ENDED
         timer.compute_ns = now
+
+
+@inner
+def _switched_ns(sim: Sim, g: int) -> int:
+    """The command has come and the weights are in place; then the turn's overhead."""
+    state = sim.state
+    inst, pool = state.instances[g], state.pool[0]
+    placed_ns = state.slots[g, inst.active_slot].ready_ns
+    return max(placed_ns, inst.turn_start_ns + pool.command_ns) + pool.turn_overhead_ns
+
+
+@inner
+def _noise(sim: Sim, g: int) -> float:
+    """The factor of the stage that g begins: one for a prefill call or a decode run."""
+    control, timer = sim.control[0], sim.timers[g]
+    timer.stages += 1
+    return factor(control.noise, control.seed, g, timer.stages)
 
 
 @inner
@@ -74,7 +91,7 @@ def _plan_prefill(sim: Sim, g: int) -> None:
         tokens += length
         seconds += prompt_s(cost, length)
         r = state.requests[r].next
-    timer.n, timer.x = n, truncated(seconds, state.pool[0].step_quantum_s)
+    timer.n, timer.x = n, truncated(seconds, state.pool[0].step_quantum_s) * _noise(sim, g)
     timer.compute_ns = timer.began_ns + curve_ns(timer.x, 0.0, 1)
 
 
@@ -98,6 +115,12 @@ def _plan_decode(sim: Sim, g: int) -> None:
         if timer.y > 0.0:
             k = min(k, max(1, int(np.ceil((rounded + quantum - timer.x) / timer.y - 1e-9))))
         timer.x, timer.y = rounded, 0.0
+    if sim.control[0].noise > 0.0:  # whole ns: equal gaps stay equal after rounding
+        noise = _noise(sim, g)
+        timer.x, timer.y = (
+            np.rint(timer.x * noise * 1e9) / 1e9,
+            np.rint(timer.y * noise * 1e9) / 1e9,
+        )
     k = first_step_at(timer.x, timer.y, inst.quota_ns - inst.decoded_ns, k)
     timer.n = max(1, steps_that_fit(state, g, k))
     timer.compute_ns = timer.began_ns + curve_ns(timer.x, timer.y, timer.n)

@@ -57,6 +57,8 @@ def build_sim(
         ttft_timeout_s=pool.ttft_timeout_s,
         horizon_s=horizon_s,
         journal_rows=journal_rows,
+        noise=pool.noise,
+        seed=pool.seed,
     )
 
 

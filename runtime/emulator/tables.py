@@ -24,6 +24,7 @@ TIMER = np.dtype(
         ("y", "f8"),
         ("out_n", "i8"),
         ("kind", "i8"),  # EventKind of the compute timer
+        ("stages", "i8"),  # prefill and decode stages planned so far
     ],
     align=True,
 )
@@ -57,6 +58,8 @@ CONTROL = np.dtype(
         ("decision_kind", "i8"),
         ("decision_index", "i8"),
         ("is_journaling", "i8"),
+        ("noise", "f8"),
+        ("seed", "i8"),
     ],
     align=True,
 )
@@ -124,6 +127,8 @@ def new_sim(
     ttft_timeout_s: float = 0.0,
     horizon_s: float | None = None,
     journal_rows: int = 0,
+    noise: float = 0.0,
+    seed: int = 0,
 ) -> Sim:
     """An emulated pool at time 0. `journal_rows` > 0 keeps the journal, starting at that size."""
     n_requests = len(arrivals.time_ns)
@@ -133,6 +138,7 @@ def new_sim(
     control["horizon_ns"] = FOREVER_NS if horizon_s is None else round(horizon_s * NS)
     control["ttft_timeout_ns"] = round(ttft_timeout_s * NS)
     control["is_journaling"] = journal_rows > 0
+    control["noise"], control["seed"] = noise, seed
     results = np.zeros(n_requests, RESULT)
     results["arrival_ns"] = arrivals.time_ns
     results["model"] = arrivals.model

@@ -75,14 +75,14 @@ def load_left_ns(state: State, g: int) -> int:
 
 @inner
 def switch_left_ns(state: State, g: int, m: int) -> int:
-    """Time until weights of m could be in place on g if a turn began now."""
-    inst = state.instances[g]
+    """Time until a turn of m could begin to work on g if it was ordered now."""
+    inst, overhead_ns = state.instances[g], state.pool[0].turn_overhead_ns
     for s in range(state.slots.shape[1]):
         if state.slots[g, s].model == m:
             if s == inst.loading_slot:
-                return load_left_ns(state, g)
-            return 0
-    return load_ns(state, g, m)
+                return overhead_ns + load_left_ns(state, g)
+            return overhead_ns
+    return overhead_ns + load_ns(state, g, m)
 
 
 @inner

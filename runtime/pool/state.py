@@ -151,6 +151,7 @@ POOL = np.dtype(
         ("arrivals", "i8"),
         ("max_wait_ns", "i8"),
         ("command_ns", "i8"),
+        ("turn_overhead_ns", "i8"),
         ("kv_fraction", "f8"),
         ("vram_bytes", "i8"),
         ("reserved_bytes", "i8"),  # weight slots carved out at start; 0: the loaded model only
@@ -174,7 +175,9 @@ POOL = np.dtype(
         ("kv_out_free", "i8"),
         ("kv_reload_every_turn", "i8"),
         ("kv_stays", "i8"),
-        ("recomputed", "i8"),  # KV dropped for want of host memory
+        ("token_preempt", "i8"),
+        ("kv_survives_switch", "i8"),
+        ("recomputed", "i8"),  # KV dropped: no host memory, or lost in a switch
         ("shed", "i8"),
     ],
     align=True,
@@ -250,11 +253,14 @@ def new_state(
     """An empty pool with `capacity` request slots; host caches hold the first models that fit.
 
     An instance has the memory and the host links of its `spec.tp` GPUs. `costs` [T, M] is the
-    profile the scheduler believes. Raises UserError when the weight slots leave no room for KV.
+    profile; what the scheduler believes adds the pool's step overhead. Raises UserError when the
+    weight slots leave no room for KV.
     """
     n_models, n_instances, n_nodes = len(models), spec.instances, spec.nodes
     if len(slos) != n_models or costs.shape[1] != n_models:
         raise ValueError(f"{len(slos)} SLOs and costs {costs.shape} for {n_models} models")
+    costs = costs.copy()
+    costs["decode_s"] += spec.step_overhead_s
     state = State(
         requests=np.zeros(capacity, REQUEST),
         models=np.zeros(n_models, MODEL),
@@ -323,9 +329,12 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
         pool[name] = getattr(spec, name)
     for name in ("kv_out_free", "kv_reload_every_turn", "kv_stays"):
         pool[name] = getattr(spec, name)
+    for name in ("token_preempt", "kv_survives_switch"):
+        pool[name] = getattr(spec, name)
     pool["reserved_bytes"] = reserved
     pool["max_wait_ns"] = round(spec.max_wait_s * NS)
     pool["command_ns"] = round(spec.command_s * NS)
+    pool["turn_overhead_ns"] = round(spec.turn_overhead_s * NS)
     pool["is_push"] = spec.dispatch is Dispatch.PUSH
     pool["prefetches"] = spec.prefetch is PrefetchMode.CAUSAL and spec.weight_slots > 1
     pool["credits_compute"] = spec.prefetch is PrefetchMode.RETROACTIVE

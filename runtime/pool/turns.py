@@ -100,13 +100,7 @@ def move_out(state: State, g: int, r: int) -> None:
     req, node = state.requests[r], state.nodes[state.instances[g].node]
     need = kv_bytes(state, r)
     if node.host_kv_used_bytes + need > node.host_kv_bytes:
-        state.pool[0].recomputed += 1
-        state.pool[0].wakes += 1
-        release_kv(state, r)
-        req.instance = NONE
-        if req.route >= 0 and (state.instances[req.route].role & Phases.PREFILL) == 0:
-            req.route = NONE  # where it decoded nobody can prefill it
-        reopen(state, r, RequestPhase.WAITING)
+        recompute(state, r)
         return
     node.host_kv_used_bytes += need
     state.instances[g].outgoing_bytes += need
@@ -115,6 +109,19 @@ def move_out(state: State, g: int, r: int) -> None:
     req.phase = RequestPhase.READY
     lists.append(state, lists.instance_list(state, g, lists.OUTGOING), r)
     emit(state, Command.MOVE_OUT, g)
+
+
+@inner
+def recompute(state: State, r: int) -> None:
+    """Drop the KV of r (in no list): it waits for a prefill of its prompt and emitted tokens."""
+    req = state.requests[r]
+    state.pool[0].recomputed += 1
+    state.pool[0].wakes += 1
+    release_kv(state, r)
+    req.instance = NONE
+    if req.route >= 0 and (state.instances[req.route].role & Phases.PREFILL) == 0:
+        req.route = NONE  # where it decoded nobody can prefill it
+    reopen(state, r, RequestPhase.WAITING)
 
 
 @inner
@@ -156,16 +163,29 @@ def claim(state: State, g: int, r: int) -> int:
 
 
 @inner
-def evict_residents(state: State, g: int, m: int) -> None:
-    """KV of model m that idles on g starts to leave."""
+def evict_residents(state: State, g: int, m: int, is_lost: bool) -> None:
+    """KV of model m that idles on g starts to leave, or is lost."""
     r = lists.first(state, lists.ready_list(state, m))
     while r >= 0:
         following = state.requests[r].next
         if state.requests[r].kv == KvPlace.DEVICE and state.requests[r].instance == g:
             close_request(state, r)
-            move_out(state, g, r)
+            if is_lost:
+                recompute(state, r)
+            else:
+                move_out(state, g, r)
         r = following
     forget_wait(state, m)
+
+
+@inner
+def leave_residents(state: State, g: int) -> None:
+    """What a switch does to the KV of the model that g leaves: lost, kept, or moved out."""
+    pool = state.pool[0]
+    if pool.kv_survives_switch == 0:
+        evict_residents(state, g, state.instances[g].model, True)
+    elif pool.kv_stays == 0:
+        evict_residents(state, g, state.instances[g].model, False)
 
 
 @inner
@@ -232,7 +252,7 @@ def make_room(state: State, g: int, m: int, phases: int, tag: int) -> int:
         return room
     for other in range(state.models.shape[0]):
         if other != m:
-            evict_residents(state, g, other)
+            evict_residents(state, g, other, False)
     return capacity_bytes(state, m)
 
 
@@ -292,18 +312,18 @@ def begin_turn(
 ) -> None:
     inst, model, now = state.instances[g], state.models[m], state.pool[0].now_ns
     inst.is_switching = 1 if inst.model != m else 0
-    if inst.model != m and inst.model >= 0 and state.pool[0].kv_stays == 0:
-        evict_residents(state, g, inst.model)
+    if inst.model != m and inst.model >= 0:
+        leave_residents(state, g)
     inst.model = m
     inst.turn_phases = phases & inst.role
-    inst.quota_ns = quota_ns
+    inst.quota_ns = quota_ns if state.pool[0].token_preempt != 0 else FOREVER_NS
     inst.turn_tag = tag
     inst.joins = joins
     inst.turn_start_ns = now
     inst.decoded_ns = 0
     promised = take_requests(state, g, m, inst.turn_phases, tag)
     if inst.kv_used_bytes - inst.outgoing_bytes + promised > capacity_bytes(state, m):
-        evict_residents(state, g, m)  # residents that take no part yield their room
+        evict_residents(state, g, m, False)  # residents that take no part yield their room
     if inst.kv_used_bytes + promised <= capacity_bytes(state, m):
         inst.kv_used_bytes += promised
     else:

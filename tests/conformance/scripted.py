@@ -7,6 +7,7 @@ recomputed from the list of every token's time.
 """
 
 import heapq
+import math
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -109,6 +110,21 @@ def end_ns(x: float, y: float, j: int) -> int:
     return round((x * j + y * (0.5 * j * (j - 1))) * 1e9)
 
 
+def ns(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+def uniform(*words: int) -> float:
+    """Chained splitmix64 of the words, its upper 53 bits as a number in (0, 1)."""
+    state = 0
+    for word in words:
+        state = ((state ^ word) + 0x9E3779B97F4A7C15) % 2**64
+        for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            state = (state ^ (state >> shift)) * multiplier % 2**64
+        state ^= state >> 31
+    return ((state >> 11) + 0.5) / 2**53
+
+
 class ScriptedEngine:
     """runtime.protocol.Engine of one instance. `ring` makes what the clock says is due a report."""
 
@@ -122,9 +138,10 @@ class ScriptedEngine:
         self.ordered_ns = self.began_ns = self.decoded_ns = self.compute_ns = 0
         self.n, self.x, self.y = 0, 0.0, 0.0
         self.slots: dict[int, int] = {}
+        self.ready_ns: dict[int, int] = {}  # when a model's weights last came
         self.loading: tuple[int, int] | None = None  # slot, model
         self.load_left_ns, self.load_since_ns = 0, NONE
-        self.out_n = 0
+        self.out_n = self.stages = 0
 
     # the door of the protocol
 
@@ -183,6 +200,7 @@ class ScriptedEngine:
             assert self.loading is not None
             slot, model = self.loading
             self.slots[slot], self.loading = model, None
+            self.ready_ns[model] = time_ns
             self.pool.caches[self.node].touch(model, time_ns)
             self._report(kind, time_ns)
         elif kind == EventKind.SWITCHED:
@@ -246,8 +264,10 @@ class ScriptedEngine:
         if stage == Stage.COMMANDED:
             self.pool.clock.drop((self.g, "compute"))
             if turn.model in self.slots.values():
-                ordered = self.ordered_ns + round(self.spec.command_s * 1e9)
-                self._ring_at(max(now, ordered), EventKind.SWITCHED)
+                ready = max(
+                    self.ready_ns.get(turn.model, 0), self.ordered_ns + ns(self.spec.command_s)
+                )
+                self._ring_at(ready + ns(self.spec.turn_overhead_s), EventKind.SWITCHED)
         elif stage == Stage.KV_IN:
             self.n = len(turn.incoming)
             self._ring_at(now + self._kv_in_ns(turn.incoming), EventKind.KV_IN_DONE)
@@ -298,7 +318,7 @@ class ScriptedEngine:
         for t in taken:
             most = min(t, -0.5 * b / c) if c < 0 else t
             seconds += b * most + c * most * most
-        self.x, self.y = self._truncated(float(seconds)), 0.0
+        self.x, self.y = self._truncated(float(seconds)) * self._noise(), 0.0
 
     def _plan_decode(self, turn: Turn) -> None:
         """Run until the first of: a request ends, the quota, no memory, another truncated time."""
@@ -309,7 +329,8 @@ class ScriptedEngine:
             - int(self.state.requests["emitted_tokens"][r])
             for r in turn.batch
         ]
-        x = float(cost["decode_s"] + cost["decode_context_s"] * context)
+        x = float(cost["decode_s"] + self.spec.step_overhead_s)
+        x += float(cost["decode_context_s"] * context)
         x += table_s(cost, size) if cost["knots"] else float(cost["decode_batch_s"] * size)
         y = float(cost["decode_context_s"] * size)
         k = min(left)
@@ -317,6 +338,9 @@ class ScriptedEngine:
             shown = self._truncated(x)
             same = (j for j in range(1, k) if self._truncated(x + y * j) != shown)
             k, x, y = next(same, k), shown, 0.0
+        if self.spec.noise > 0:
+            noise = self._noise()
+            x, y = round(x * noise * 1e9) / 1e9, round(y * noise * 1e9) / 1e9
         quota = turn.quota_ns - self.decoded_ns
         k = next((j for j in range(1, k + 1) if end_ns(x, y, j) >= quota), k)
         self.x, self.y, self.n = x, y, max(1, self._steps_that_fit(turn, k))
@@ -324,6 +348,15 @@ class ScriptedEngine:
     def _truncated(self, seconds: float) -> float:
         quantum = self.spec.step_quantum_s
         return max(1.0, seconds / quantum + 1e-9) // 1 * quantum if quantum > 0 else seconds
+
+    def _noise(self) -> float:
+        """One lognormal factor of mean 1 for each stage of compute."""
+        self.stages += 1
+        spread2 = math.log(1 + self.spec.noise**2)
+        u = uniform(self.spec.seed, self.g, 2 * self.stages)
+        v = uniform(self.spec.seed, self.g, 2 * self.stages + 1)
+        z = math.sqrt(-2 * math.log(u)) * math.cos(2 * math.pi * v)
+        return math.exp(math.sqrt(spread2) * z - spread2 / 2) if self.spec.noise > 0 else 1.0
 
     def _cost(self, turn: Turn) -> Any:
         return self.pool.costs[0, turn.model]

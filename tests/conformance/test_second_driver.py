@@ -105,6 +105,19 @@ def draw_pool(rng: np.random.Generator) -> PoolSpec:
     )
 
 
+def with_engine_limits(pool: PoolSpec, rng: np.random.Generator) -> PoolSpec:
+    """What an engine cannot do, what it loses time with, and how its times scatter."""
+    return replace(
+        pool,
+        token_preempt=bool(rng.random() < 0.7),
+        kv_survives_switch=bool(rng.random() < 0.5),
+        turn_overhead_s=float(rng.choice([0.0, 0.004])),
+        step_overhead_s=float(rng.choice([0.0, 0.0007])),
+        noise=float(rng.choice([0.0, 0.1, 1.0])),
+        seed=int(rng.integers(2**62)),
+    )
+
+
 def draw_roles(rng: np.random.Generator, instances: int) -> tuple[Phases, ...]:
     """Empty (the policy splits them), or given; one of each kind at least."""
     if rng.random() < 0.6:
@@ -118,7 +131,10 @@ def draw(seed: int) -> Scenario:
     slo = SloSpec(ttft_s=float(rng.choice([0.5, 10.0])), tbt_s=float(rng.choice([0.02, 0.1])))
     horizon = float(rng.uniform(0.1, 4.0)) if rng.random() < 0.2 else None
     trace, pool = draw_trace(rng), draw_pool(rng)
-    return Scenario(trace, replace(pool, kv_stays=bool(rng.random() < 0.3)), slo, horizon)
+    pool = replace(pool, kv_stays=bool(rng.random() < 0.3))
+    if seed % 2:
+        pool = with_engine_limits(pool, np.random.default_rng([seed, 1]))
+    return Scenario(trace, pool, slo, horizon)
 
 
 class Erratic:

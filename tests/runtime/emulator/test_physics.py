@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from runtime.core import NS, PoolSpec, SloSpec
+from runtime.emulator.noise import factor
 from runtime.emulator.physics import first_step_at
 from runtime.emulator.run import Run, run
 from runtime.slo import curve_ns
@@ -56,6 +57,8 @@ def test_timeline_of_one_request_is_load_prefill_and_steps(
         ({}, 2 * NS),
         ({"command_s": 0.25}, 2 * NS),  # hidden behind the load
         ({"command_s": 1.5}, 2 * NS + NS // 2),
+        ({"turn_overhead_s": 0.25}, 2 * NS + NS // 4),  # never hidden
+        ({"command_s": 1.5, "turn_overhead_s": 0.25}, 2 * NS + 3 * NS // 4),
         ({"host_weight_bytes": 1, "disk_bytes_s": 7e9}, 3 * NS),  # a miss is bound by the disk
         ({"host_weight_bytes": 1, "disk_bytes_s": 28e9}, 2 * NS),  # or by the host link
     ],
@@ -94,6 +97,40 @@ def test_prefill_call_takes_requests_within_the_token_budget(
     rows = result.journal[result.journal["kind"] == 4]
     assert rows["n"].tolist() == calls
     assert result.end_s == pytest.approx(1.0 + len(calls) * 0.01 + 360e-5, abs=1e-9)
+
+
+def test_turn_overhead_is_paid_once_when_another_load_ends_meanwhile(
+    trace_of: Any, flat_pool: Pool, script: Any, timeline: Any
+) -> None:
+    pool = flat_pool(turn_overhead_s=2.0)
+    trace = trace_of((0.0, 0, 100, 50), (3.05, 1, 100, 5))
+    turns = script([(0, 0.1), (0, 60.0), (1, 60.0)], [1])
+    events = timeline(play(trace, pool, turns).journal)
+    ended, switched = when(events, "TURN_ENDED")[0], when(events, "SWITCHED")
+    assert ended < when(events, "WEIGHTS_READY")[1] == 3.05 * NS + NS < switched[1]
+    assert switched[:2] == [3 * NS, ended + 2 * NS]
+
+
+def test_step_overhead_makes_every_step_longer(trace_of: Any, flat_pool: Pool, script: Any) -> None:
+    pool = flat_pool(step_overhead_s=0.002)
+    result = play(trace_of((1.0, 0, 100, 5)), pool, script([(0, 60.0)]))
+    request = result.results[0]
+    assert request["last_token_ns"] - request["first_token_ns"] == 40_810_000 + 4 * 2 * MS
+
+
+def test_noise_scatters_prefill_and_steps_and_nothing_else(
+    trace_of: Any, flat_pool: Pool, script: Any
+) -> None:
+    trace, turns = trace_of((1.0, 0, 100, 5)), [(0, 60.0)]
+    rows = play(trace, flat_pool(noise=0.3, seed=7), script(turns)).journal
+    prefill, steps = rows[rows["kind"] == 4][0], rows[rows["kind"] == 5][0]
+    assert rows[rows["kind"] == 2]["time_ns"] == 2 * NS
+    assert prefill["x"] == 0.011 * factor(0.3, 7, 0, 1)
+    assert steps["x"] == round(0.010201e9 * factor(0.3, 7, 0, 2)) / 1e9
+    assert steps["y"] == round(1e3 * factor(0.3, 7, 0, 2)) / 1e9
+    again = play(trace, flat_pool(noise=0.3, seed=7), script(turns)).journal
+    other = play(trace, flat_pool(noise=0.3, seed=8), script(turns)).journal
+    assert again.tobytes() == rows.tobytes() != other.tobytes()
 
 
 def test_step_quantum_cuts_durations_to_whole_quanta(

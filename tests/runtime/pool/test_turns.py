@@ -76,6 +76,46 @@ def test_a_batch_reopens_in_place_at_the_end(hand_pool: Any) -> None:
     assert pool.state.outbox["kind"][: pool.state.pool["commands"][0]].max() < Command.MOVE_OUT
 
 
+@pytest.mark.parametrize("can_preempt", [True, False])
+def test_without_token_preemption_a_turn_outlives_its_quota(
+    hand_pool: Any, can_preempt: bool
+) -> None:
+    pool = hand_pool(token_preempt=can_preempt)
+    r = pool.arrive(0)
+    pool.start(0, 0, quota_ns=20_000_000)
+    pool.prefill(0)
+    pool.steps(0, 9)
+    assert pool.stage() == (Stage.ENDING if can_preempt else Stage.DECODE)
+    if not can_preempt:
+        pool.apply(EventKind.FINISHED, request=r)
+        assert pool.stage() == Stage.ENDING
+
+
+@pytest.mark.parametrize("survives", [True, False])
+def test_a_switch_loses_kv_on_the_device_when_the_pool_says_so(
+    hand_pool: Any, survives: bool
+) -> None:
+    pool = hand_pool(kv_survives_switch=survives)
+    kept, taken = pool.arrive(0), pool.arrive(1)
+    pool.serve(0, 0)
+    pool.start(0, 1)
+    assert pool.owned(0, PREFILL) == [taken]
+    if survives:
+        assert (pool.owned(0, OUTGOING), pool.state.pool["recomputed"][0]) == ([kept], 0)
+    else:
+        assert (pool.waiting(0), pool.state.pool["recomputed"][0]) == ([kept], 1)
+        assert (pool.req(kept)["kv"], pool.req(kept)["emitted_tokens"]) == (KvPlace.NOWHERE, 1)
+    assert pool.inst()["kv_used_bytes"] == (160 if survives else 80)
+
+
+def test_a_turn_of_the_same_model_keeps_kv_that_a_switch_would_lose(hand_pool: Any) -> None:
+    pool = hand_pool(kv_survives_switch=False)
+    r = pool.arrive(0)
+    pool.serve(0, 0)
+    pool.start(0, 0)
+    assert (pool.owned(0, BATCH), pool.state.pool["recomputed"][0]) == ([r], 0)
+
+
 def test_kv_leaves_at_every_end_when_the_pool_says_so(hand_pool: Any) -> None:
     pool = hand_pool(kv_reload_every_turn=True)
     r = pool.arrive(0)
