@@ -1,9 +1,9 @@
 """`dedicated N GPUs -> pooled n`: the fewest GPUs that hold a token attainment, both ways.
 
-Both sides meet the same windows, SLO and target. A dedicated GPU keeps its model for ever; the
-GPUs of one model take its requests in turn. Where an instance is a group of `pool.tp` GPUs, so is
-each replica. Not modelled here: spare capacity for failures, and
-autoscaled replicas.
+Both sides meet the same windows, SLO and target. A dedicated GPU keeps its model for ever (policy
+`dedicated`); the GPUs of one model take its requests in turn. Where an instance is a group of
+`pool.tp` GPUs, so is each replica. Not modelled here: spare capacity for failures, and autoscaled
+replicas.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aegaeon_rl.evaluation.compare import Plan, last_deadline_s, window_trace
-from aegaeon_rl.policies.registry import make_policy
+from aegaeon_rl.policies.dedicated import Dedicated
 from runtime.core import NS, PoolSpec
 from runtime.emulator.run import run
 from runtime.errors import UserError
@@ -21,7 +21,7 @@ from traces import Trace
 
 NODE = 8
 LARGEST = 4096  # GPUs
-ALONE = "index"
+DEDICATED = Dedicated()
 
 
 class Tokens(NamedTuple):
@@ -56,12 +56,9 @@ class Sizing:
 
 
 def size(plan: Plan, policy: Policy) -> Sizing:
-    """`policy` also schedules each dedicated GPU, so both sides batch alike.
-
-    A policy that cannot run on one GPU (it splits roles) leaves that to an index.
-    """
+    """Dedicated serving against a pool under `policy`."""
     target = plan.spec.target
-    dedicated, dedicated_share = dedicated_gpus(plan, policy)
+    dedicated, dedicated_share = dedicated_gpus(plan)
     pooled, share = None, float("nan")
     if dedicated_share >= target:
         pooled, share = pooled_gpus(plan, policy, dedicated)
@@ -76,7 +73,7 @@ def size(plan: Plan, policy: Policy) -> Sizing:
     )
 
 
-def dedicated_gpus(plan: Plan, policy: Policy) -> tuple[int, float]:
+def dedicated_gpus(plan: Plan) -> tuple[int, float]:
     """One instance a model; while the target is missed, one more for the model that misses most.
 
     A model that gains nothing by one more, nor by two, keeps what it has: where none gains, the
@@ -85,15 +82,13 @@ def dedicated_gpus(plan: Plan, policy: Policy) -> tuple[int, float]:
     parts = [window_trace(plan.trace, window, 1.0)[0] for window in plan.windows]
     models = range(len(plan.trace.models))
     tp = plan.pool.tp
-    if not can_run(policy, pool_of_size(plan.pool, tp)):
-        policy = make_policy(ALONE)
     replicas = [1 for _ in models]
-    tokens = [dedicated_tokens(plan, parts, m, 1, policy) for m in models]
+    tokens = [dedicated_tokens(plan, parts, m, 1) for m in models]
     gaining = {m for m in models if tokens[m].missed}
     while gaining and _share(tokens) < plan.spec.target and tp * sum(replicas) < LARGEST:
         worst = max(gaining, key=lambda m: (tokens[m].missed, -m))
         for more in (replicas[worst] + 1, replicas[worst] + 2):
-            tried = dedicated_tokens(plan, parts, worst, more, policy)
+            tried = dedicated_tokens(plan, parts, worst, more)
             if tried.on_time > tokens[worst].on_time:
                 replicas[worst], tokens[worst] = more, tried
                 break
@@ -106,9 +101,7 @@ def _share(tokens: list[Tokens]) -> float:
     return Tokens(sum(t.on_time for t in tokens), sum(t.due for t in tokens)).share
 
 
-def dedicated_tokens(
-    plan: Plan, parts: list[Trace], model: int, replicas: int, policy: Policy
-) -> Tokens:
+def dedicated_tokens(plan: Plan, parts: list[Trace], model: int, replicas: int) -> Tokens:
     """One model on `replicas` instances of its own, which take its requests in turn."""
     checkpoint = plan.pool.checkpoints[model % len(plan.pool.checkpoints)]
     pool = replace(pool_of_size(plan.pool, plan.pool.tp), checkpoints=(checkpoint,))
@@ -116,7 +109,7 @@ def dedicated_tokens(
     shares = []
     for g in range(replicas):
         turn = [part.rows(rows[g::replicas]) for part, rows in zip(parts, own, strict=True)]
-        shares.append(tokens_of(plan, turn, pool, policy))
+        shares.append(tokens_of(plan, turn, pool, DEDICATED))
     return Tokens(sum(s.on_time for s in shares), sum(s.due for s in shares))
 
 

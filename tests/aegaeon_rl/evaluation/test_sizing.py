@@ -1,5 +1,6 @@
 """Sizing: dedicated GPUs where they help, the smallest pool that holds the target."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,11 +39,11 @@ def hot_plan(plan_of: Any, trace_of: Any) -> Plan:
 
 
 def test_dedicated_adds_gpus_for_the_hot_model_alone(hot_plan: Plan) -> None:
-    gpus, share = dedicated_gpus(hot_plan, INDEX)
+    gpus, share = dedicated_gpus(hot_plan)
     assert share >= 0.9
 
     def alone(model: int, replicas: int) -> Tokens:
-        return dedicated_tokens(hot_plan, [hot_plan.trace], model, replicas, INDEX)
+        return dedicated_tokens(hot_plan, [hot_plan.trace], model, replicas)
 
     quiet = [alone(m, 1) for m in (1, 2, 3)]
 
@@ -56,7 +57,7 @@ def test_dedicated_adds_gpus_for_the_hot_model_alone(hot_plan: Plan) -> None:
 
 
 def test_dedicated_is_a_gpu_a_model_where_that_suffices(plan_of: Any, market: Trace) -> None:
-    gpus, share = dedicated_gpus(plan_of(target=0.9), INDEX)
+    gpus, share = dedicated_gpus(plan_of(target=0.9))
     assert gpus == len(market.models) == 7
     assert share >= 0.9
 
@@ -71,10 +72,8 @@ def test_a_target_that_no_gpu_helps_to_reach_ends_the_search(plan_of: Any) -> No
 
 def test_gpus_of_one_model_take_its_requests_in_turn(hot_plan: Plan) -> None:
     hot = hot_plan.trace.rows(hot_plan.trace.model == 0)
-    halves = [
-        dedicated_tokens(hot_plan, [hot.rows(slice(g, None, 2))], 0, 1, INDEX) for g in (0, 1)
-    ]
-    both = dedicated_tokens(hot_plan, [hot_plan.trace], 0, 2, INDEX)
+    halves = [dedicated_tokens(hot_plan, [hot.rows(slice(g, None, 2))], 0, 1) for g in (0, 1)]
+    both = dedicated_tokens(hot_plan, [hot_plan.trace], 0, 2)
     assert both == tuple(sum(pair) for pair in zip(*halves, strict=True))
     assert both.due == hot.output_tokens.sum()
 
@@ -83,21 +82,29 @@ def test_a_step_back_does_not_end_the_search(plan_of: Any, monkeypatch: pytest.M
     """Eight GPUs serve a little less than seven, nine all: bursts and turns may be in step."""
     on_time = {6: 90, 7: 95, 8: 94, 9: 100}
 
-    def tokens(plan: Plan, parts: Any, model: int, replicas: int, policy: Any) -> Tokens:
+    def tokens(plan: Plan, parts: Any, model: int, replicas: int) -> Tokens:
         return Tokens(on_time.get(replicas, 10 * replicas) if model == 0 else 100, 100)
 
     monkeypatch.setattr("aegaeon_rl.evaluation.sizing.dedicated_tokens", tokens)
-    assert dedicated_gpus(plan_of(target=0.999), INDEX) == (9 + 6, 1.0)
+    assert dedicated_gpus(plan_of(target=0.999)) == (9 + 6, 1.0)
 
 
-def test_a_policy_of_two_roles_leaves_single_gpus_to_an_index(plan_of: Any) -> None:
+def test_a_pool_under_a_policy_of_two_roles_has_two_gpus_or_more(plan_of: Any) -> None:
     plan, aegaeon = plan_of(target=0.8), make_policy("aegaeon")
-    assert dedicated_gpus(plan, aegaeon) == dedicated_gpus(plan, INDEX)
     sizing = size(plan, aegaeon)
     assert sizing.policy == "aegaeon"
     assert sizing.pooled is not None
     assert 2 <= sizing.pooled <= 7
     assert pooled_gpus(plan, aegaeon, 1) == (None, 0.0)
+
+
+def test_a_dedicated_gpu_has_all_that_its_one_model_leaves_for_kv(
+    plan_of: Any, trace_of: Any, pool: PoolSpec
+) -> None:
+    """40 prompts of 2,000 tokens hold 5 GB: two slots of 15.2 GB in 31 GB would leave 0.5."""
+    crowd = trace_of([(0.0, 0, 2000, 200)] * 40)
+    plan = plan_of(crowd, on=replace(pool, vram_bytes=31_000_000_000), windows=0)
+    assert dedicated_tokens(plan, [crowd], 0, 1) == (8000, 8000)
 
 
 def test_gpus_go_to_the_model_that_misses_most_while_it_gains(
@@ -106,12 +113,12 @@ def test_gpus_go_to_the_model_that_misses_most_while_it_gains(
     """Model 0 misses most but never gains; model 1 gains 25 a GPU, model 2 needs none."""
     tried: list[tuple[int, int]] = []
 
-    def tokens(plan: Plan, parts: Any, model: int, replicas: int, policy: Any) -> Tokens:
+    def tokens(plan: Plan, parts: Any, model: int, replicas: int) -> Tokens:
         tried.append((model, replicas))
         return Tokens({0: 10, 1: min(100, 25 * replicas)}.get(model, 100), 100)
 
     monkeypatch.setattr("aegaeon_rl.evaluation.sizing.dedicated_tokens", tokens)
-    assert dedicated_gpus(plan_of(target=0.99), INDEX) == (7 + 3, 610 / 700)
+    assert dedicated_gpus(plan_of(target=0.99)) == (7 + 3, 610 / 700)
     assert tried[7:] == [(0, 2), (0, 3), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6)]
 
 
@@ -145,7 +152,7 @@ def test_a_pool_that_misses_the_target_is_none(plan_of: Any) -> None:
 def test_size_takes_both_sides_from_the_same_plan(plan_of: Any) -> None:
     plan = plan_of(target=0.95)
     sizing = size(plan, INDEX)
-    assert (sizing.dedicated, sizing.dedicated_share) == dedicated_gpus(plan, INDEX)
+    assert (sizing.dedicated, sizing.dedicated_share) == dedicated_gpus(plan)
     assert (sizing.pooled, sizing.pooled_share) == pooled_gpus(plan, INDEX, sizing.dedicated)
     assert sizing.pooled is not None
     assert sizing.pooled < sizing.dedicated
