@@ -1,95 +1,107 @@
-"""The columns of a file's table as NumPy arrays, every value checked. N rows."""
+"""The columns of a chunk of rows as NumPy arrays, every value checked. N rows."""
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from traces.errors import Origin
-from traces.trace import check_arrivals, check_tokens
+from traces.prefix import PrefixBlocks
+from traces.rows import numbers, plain, present, texts, wrong_type
+from traces.trace import check_tokens
 
 INT8 = np.iinfo(np.int8)
+Codes = npt.NDArray[np.int32]
 
 
-def arrivals(table: pa.Table, origin: Origin) -> npt.NDArray[np.float64]:
-    """Seconds [N]. Each of these raises TraceError at the first value that is not valid."""
-    arrival_s = _numbers(_present(table, "arrival_s", origin), "arrival_s", origin)
-    check_arrivals(arrival_s, origin)
-    return arrival_s
+def tokens(
+    values: pa.ChunkedArray, column: str, origin: Origin, *, is_text_file: bool
+) -> npt.NDArray[np.int32]:
+    """Token counts [N]. Each of these raises TraceError at the first value that is not valid."""
+    values = present(values, column, origin)
+    counts = numbers(values, column, origin, is_text_file=is_text_file)
+    check_tokens(counts, origin, column)
+    return counts.astype(np.int32)
 
 
-def tokens(table: pa.Table, column: str, origin: Origin) -> npt.NDArray[np.int32]:
-    numbers = _numbers(_present(table, column, origin), column, origin)
-    check_tokens(numbers, origin, column)
-    return numbers.astype(np.int32)
-
-
-def models(table: pa.Table, origin: Origin) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+def models(values: pa.ChunkedArray, column: str, origin: Origin) -> tuple[Codes, list[str]]:
     """The index of each row's model [N] into the names, which are in order of appearance."""
-    texts = _texts(_present(table, "model", origin), "model", origin)
-    encoded = texts.combine_chunks().dictionary_encode()
-    index, names = encoded.indices.to_numpy().astype(np.int32), encoded.dictionary.to_pylist()
+    codes, names = _encoded(texts(present(values, column, origin), column, origin))
     if "" in names:
-        row = int(np.flatnonzero(index == names.index(""))[0])
-        raise origin.error(row, "model", "", "a name")
-    return index, tuple(names)
+        row = int(np.flatnonzero(codes == names.index(""))[0])
+        raise origin.error(row, column, "", "a name")
+    return codes, names
 
 
-def labels(table: pa.Table, column: str, origin: Origin) -> npt.NDArray[np.object_] | None:
-    """Session or client [N], None where a row has none; None without the column."""
-    if column not in table.column_names:
-        return None
-    values = table[column]
+def labels(values: pa.ChunkedArray, column: str, origin: Origin) -> tuple[Codes, list[str]]:
+    """Sessions or clients: index [N] into the names, -1 where a row has none."""
+    values = plain(values)
     if pa.types.is_integer(values.type) or pa.types.is_null(values.type):
         values = values.cast(pa.string())
-    return np.array(_texts(values, column, origin).to_pylist(), dtype=object)
+    return _encoded(texts(values, column, origin))
 
 
-def priorities(table: pa.Table, origin: Origin) -> npt.NDArray[np.int8] | None:
-    """Priority [N], 0 where a row has none; None without the column."""
-    if "priority" not in table.column_names:
-        return None
-    values = table["priority"]
-    if pa.types.is_null(values.type):
-        return np.zeros(len(values), np.int8)
-    numbers = _numbers(values, "priority", origin, missing=0.0)
-    whole = (numbers == np.floor(numbers)) & (numbers >= INT8.min) & (numbers <= INT8.max)
+def _encoded(values: pa.ChunkedArray) -> tuple[Codes, list[str]]:
+    encoded = values.combine_chunks().dictionary_encode()
+    index = encoded.indices.fill_null(-1)
+    return index.to_numpy(zero_copy_only=False).astype(np.int32), encoded.dictionary.to_pylist()
+
+
+def priorities(
+    values: pa.ChunkedArray, column: str, origin: Origin, *, is_text_file: bool
+) -> npt.NDArray[np.int8]:
+    """Priority [N], 0 where a row has none."""
+    read = numbers(values, column, origin, is_text_file=is_text_file, missing=0.0)
+    whole = (read == np.floor(read)) & (read >= INT8.min) & (read <= INT8.max)
     for row in np.flatnonzero(~whole)[:1]:
         expected = f"a whole number from {INT8.min} to {INT8.max}"
-        raise origin.error(int(row), "priority", float(numbers[row]), expected)
-    return numbers.astype(np.int8)
+        raise origin.error(int(row), column, float(read[row]), expected)
+    return read.astype(np.int8)
 
 
-def _present(table: pa.Table, column: str, origin: Origin) -> pa.ChunkedArray:
-    """The column, which may not have missing values."""
-    values = _plain(table[column])
-    if values.null_count:
-        row = int(np.flatnonzero(values.is_null().to_numpy())[0])
-        raise origin.error(row, column, None, "a value in every row")
-    return values
+def blocks(
+    values: pa.ChunkedArray, column: str, origin: Origin, *, is_text_file: bool
+) -> PrefixBlocks:
+    """Lists of block ids, none where a row has none; in a text file numbers between spaces."""
+    lists = _split(values, column, origin) if is_text_file else values.combine_chunks()
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if pa.types.is_null(lists.type):
+        return PrefixBlocks(ids=np.zeros(0, np.int64), start=np.zeros(len(lists) + 1, np.int64))
+    if not any(kind(lists.type) for kind in kinds):
+        raise wrong_type(values, column, origin, "a list of numbers")
+    counts = np.ascontiguousarray(pc.list_value_length(lists).fill_null(0)).astype(np.int64)
+    start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return PrefixBlocks(ids=_ids(pc.list_flatten(lists), start, column, origin), start=start)
 
 
-def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    is_encoded = pa.types.is_dictionary(values.type)
-    return values.cast(values.type.value_type) if is_encoded else values
+def _split(values: pa.ChunkedArray, column: str, origin: Origin) -> pa.Array:
+    trimmed = pc.utf8_trim_whitespace(texts(values, column, origin)).combine_chunks()
+    filled = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
+    return pc.split_pattern(filled, " ")
 
 
-def _numbers(
-    values: pa.ChunkedArray, column: str, origin: Origin, missing: float = np.nan
-) -> npt.NDArray[np.float64]:
-    if not (pa.types.is_floating(values.type) or pa.types.is_integer(values.type)):
-        raise _wrong_type(values, column, origin, "a number")
-    return np.ascontiguousarray(values.cast(pa.float64(), safe=False).fill_null(missing))
+def _ids(
+    flat: pa.Array, start: npt.NDArray[np.int64], column: str, origin: Origin
+) -> npt.NDArray[np.int64]:
+    """The numbers in all lists; the error names the row whose list has a wrong one."""
+    is_number = pa.types.is_integer(flat.type) or pa.types.is_string(flat.type)
+    bad = 0 if not is_number or flat.null_count else None
+    if flat.null_count:
+        bad = int(np.flatnonzero(flat.is_null())[0])
+    if bad is None:
+        try:
+            return np.ascontiguousarray(pc.cast(flat, pa.int64()))
+        except pa.ArrowInvalid:
+            bad = next(i for i in range(len(flat)) if not _is_int64(flat[i]))
+    if len(flat) == 0:
+        return np.zeros(0, np.int64)
+    row = int(np.searchsorted(start, bad, side="right")) - 1
+    raise origin.error(row, column, flat[bad].as_py(), "a list of whole numbers")
 
 
-def _texts(values: pa.ChunkedArray, column: str, origin: Origin) -> pa.ChunkedArray:
-    values = _plain(values)
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    if not any(kind(values.type) for kind in kinds):
-        raise _wrong_type(values, column, origin, "text")
-    return values
-
-
-def _wrong_type(values: pa.ChunkedArray, column: str, origin: Origin, expected: str) -> Exception:
-    """Names the first value that is there: the whole column has its type."""
-    row = int(np.flatnonzero(values.is_valid().to_numpy())[0])
-    return origin.error(row, column, values[row].as_py(), f"{expected}, not {values.type}")
+def _is_int64(value: pa.Scalar) -> bool:
+    try:
+        pc.cast(value, pa.int64())
+    except pa.ArrowInvalid:
+        return False
+    return True

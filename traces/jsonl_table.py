@@ -1,33 +1,63 @@
-"""JSON Lines files, one object a line, as Arrow tables.
+"""JSON Lines files, one object a line, in chunks.
 
 By the standard library: Arrow's reader crashes on a line `null` and guesses dates from names.
 """
 
 import json
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from traces.errors import Origin, TraceError, shown
-from traces.schema import NUMBERS, TEXTS
+from traces.table import Chunk, Role
 
 BOM = b"\xef\xbb\xbf"
+ROWS = 1 << 14
+Row = dict[str, Any]
+EXPECTED = {Role.NAME: "text", Role.LABEL: "text", Role.NUMBER: "a number"}
 
 
-def read_jsonl(path: Path) -> pa.Table:
-    """A key that a row lacks is a missing value. Raises TraceError naming the row."""
-    origin = Origin(str(path))
-    lines = path.read_bytes().removeprefix(BOM).split(b"\n")
-    rows = [_row(line, i, origin) for i, line in enumerate(filter(bytes.strip, lines))]
-    if not rows:
-        raise origin.empty()
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: _column([row.get(name) for row in rows], name, origin) for name in names}
-    return pa.table(columns)
+class JsonlTable:
+    """A key that a row lacks is a missing value; memory holds a chunk of the file."""
+
+    is_text = False
+
+    def __init__(self, path: Path) -> None:
+        """Names are those of the first chunk. Raises TraceError when the first row is no object."""
+        self.path, self.origin = path, Origin(str(path))
+        self.metadata: dict[str, str] = {}
+        self.rows = self._rows()
+        self.head = list(islice(self.rows, ROWS))
+        if not self.head:
+            raise self.origin.empty()
+        self.names = list(dict.fromkeys(chain.from_iterable(map(_names, self.head))))
+
+    def chunks(self, roles: dict[str, Role]) -> Iterator[Chunk]:
+        """Once: the file is not read again."""
+        part, first = self.head, 0
+        while part:
+            columns = {
+                name: _column([_at(row, name) for row in part], name, role, first, self.origin)
+                for name, role in roles.items()
+            }
+            yield Chunk(pa.table(columns), first)
+            first += len(part)
+            part = list(islice(self.rows, ROWS))
+
+    def _rows(self) -> Iterator[Row]:
+        with self.path.open("rb") as file:
+            number = 0
+            for i, line in enumerate(file):
+                text = line.removeprefix(BOM) if i == 0 else line
+                if text.strip():
+                    yield _row(text.rstrip(b"\n"), number, self.origin)
+                    number += 1
 
 
-def _row(line: bytes, i: int, origin: Origin) -> dict[str, Any]:
+def _row(line: bytes, i: int, origin: Origin) -> Row:
     text = line.decode(errors="surrogateescape")
     try:
         row = json.loads(text)
@@ -51,33 +81,83 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _column(values: list[Any], name: str, origin: Origin) -> pa.Array:
-    if name in NUMBERS:
-        return pa.array([_number(v, i, name, origin) for i, v in enumerate(values)], pa.float64())
-    if name in TEXTS:
-        return pa.array([_text(v, i, name, origin) for i, v in enumerate(values)], pa.string())
-    return pa.array([_any(v) for v in values], pa.string())
+def _names(row: Row, prefix: str = "", depth: int = 4) -> Iterator[str]:
+    """The keys of a row, with those of the objects in it."""
+    for key, value in row.items():
+        yield prefix + key
+        if isinstance(value, dict) and depth:
+            yield from _names(value, f"{prefix}{key}.", depth - 1)
 
 
-def _number(value: Any, row: int, column: str, origin: Origin) -> float | None:
+def _at(row: Row, name: str) -> Any:
+    """The value at a name with dots; a key that has the dots itself comes first."""
+    if name in row or "." not in name:
+        return row.get(name)
+    key, _, rest = name.partition(".")
+    inner = row.get(key)
+    return _at(inner, rest) if isinstance(inner, dict) else None
+
+
+def _column(values: list[Any], name: str, role: Role, first: int, origin: Origin) -> pa.Array:
+    kind = pa.string()
+    if role is Role.TIME:
+        role = Role.NAME if _first(values, str) else Role.NUMBER
+    if role is Role.BLOCKS:
+        return _blocks(values, name, first, origin)
+    if role is Role.NUMBER:
+        kind = pa.float64()
+    convert = {Role.NUMBER: _number, Role.NAME: _text, Role.LABEL: _label, Role.ANY: _any}[role]
+    try:
+        return pa.array(map(convert, values), kind, size=len(values))
+    except TypeError:
+        row = next(i for i, value in enumerate(values) if not _is_fine(convert, value))
+        raise origin.error(first + row, name, values[row], EXPECTED[role]) from None
+
+
+def _first(values: list[Any], kind: type) -> bool:
+    return isinstance(next((v for v in values if v is not None), None), kind)
+
+
+def _is_fine(convert: Any, value: Any) -> bool:
+    try:
+        convert(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _number(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise origin.error(row, column, value, "a number")
+        raise TypeError
     try:
         return float(value)
     except OverflowError:
         return float("inf")
 
 
-def _text(value: Any, row: int, column: str, origin: Origin) -> str | None:
+def _text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    if column == "model" or isinstance(value, bool) or not isinstance(value, int):
-        raise origin.error(row, column, value, "text")
-    return str(value)  # numbered sessions and clients
+    raise TypeError
+
+
+def _label(value: Any) -> str | None:
+    """Sessions and clients may be numbers."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number else _text(value)
 
 
 def _any(value: Any) -> str | None:
     """A column of the user's own, as `where` compares it."""
     return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _blocks(values: list[Any], name: str, first: int, origin: Origin) -> pa.Array:
+    for i, value in enumerate(values):
+        if value is not None and not (
+            isinstance(value, list) and all(type(v) is int and abs(v) < 2**63 for v in value)
+        ):
+            raise origin.error(first + i, name, value, "a list of whole numbers")
+    return pa.array(values, pa.large_list(pa.int64()))

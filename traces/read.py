@@ -1,110 +1,120 @@
-"""`read`: a trace from a Parquet, CSV or JSONL file, validated as a whole."""
+"""`read`: a trace from a file of its own columns, of a known format, or with a map of columns."""
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from traces import columns
-from traces.csv_table import read_csv
-from traces.errors import Origin, TraceError, nearest, shown
-from traces.jsonl_table import read_jsonl
-from traces.parquet_table import read_parquet
-from traces.schema import OPTIONAL, REQUIRED
-from traces.trace import Trace, TraceKind
+from traces.clock import Clock
+from traces.csv_table import CsvTable
+from traces.errors import TraceError, nearest, shown
+from traces.formats.format import Format
+from traces.formats.registry import detected
+from traces.formats.vllm import VllmLog
+from traces.gather import Gathered
+from traces.jsonl_table import JsonlTable
+from traces.mapping import NOTHING, ColumnMap
+from traces.parquet_table import ParquetTable
+from traces.plan import Plan, planned
+from traces.table import TableFile
+from traces.trace import Trace, TraceKind, renumbered
 
-READERS: dict[str, Callable[[Path], pa.Table]] = {
-    ".parquet": read_parquet,
-    ".csv": read_csv,
-    ".jsonl": read_jsonl,
+READERS: dict[str, Callable[[Path], TableFile]] = {
+    ".parquet": ParquetTable,
+    ".csv": CsvTable,
+    ".jsonl": JsonlTable,
+    ".log": VllmLog,
 }
 
 
-def read(path: str | Path, where: str | None = None) -> Trace:
+def read(
+    path: str | Path,
+    where: str | None = None,
+    *,
+    columns: ColumnMap = NOTHING,
+    form: str | None = None,
+) -> Trace:
     """The trace in `path`; `where="column=value"` keeps the rows with that value.
 
-    Raises TraceError: one line that names the file, the row (1-based), the column and the value.
+    The format goes by the columns, or by its name `form`; `columns` says what it does not. Requests
+    are sorted by arrival. Times since 1970, and those of formats other than the trace's own, count
+    from the first request. Raises TraceError: one line that names the file, the row (1-based), the
+    column and the value.
     """
     path = Path(path)
+    try:
+        file = opened(path)
+        plan = planned(file, path, detected(file.names, str(path), form), columns, where)
+        return _trace(file, plan, path)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def opened(path: Path) -> TableFile:
+    """Raises TraceError for what is no file, or has an unknown ending."""
     if not path.is_file():
         what = "a folder: expected a file" if path.is_dir() else "no such file"
         raise TraceError(f"{path}: {what}")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise TraceError(f"{path}: unknown format {path.suffix!r}; {nearest(path.suffix, READERS)}")
-    try:
-        table = reader(path)
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
-    _require_columns(table, path)
-    origin = Origin(str(path))
-    if table.num_rows == 0:
-        raise origin.empty()
-    if where:
-        table, origin = _filtered(table, where, path)
-    return _to_trace(table, origin, path, where)
+    return reader(path)
 
 
-def _require_columns(table: pa.Table, path: Path) -> None:
-    names = table.column_names
-    for column in REQUIRED.names:
-        if column not in names:
-            raise TraceError(f"{path}: column {column!r} is missing; {nearest(column, names)}")
-    for column in (*REQUIRED.names, *OPTIONAL.names):
-        if names.count(column) > 1:
-            raise TraceError(f"{path}: column {column!r} is there {names.count(column)} times")
-
-
-def _filtered(table: pa.Table, where: str, path: Path) -> tuple[pa.Table, Origin]:
-    """The rows that `where` keeps, and which rows of the file they are."""
-    column, equals, value = where.partition("=")
-    if not equals:
-        raise TraceError(f"trace.where={where!r}: expected column=value")
-    if table.column_names.count(column) != 1:
-        choices = nearest(column, table.column_names)
-        raise TraceError(f"{path}: trace.where={where!r}: no one column {column!r}; {choices}")
-    try:
-        values = pc.cast(table[column], pa.string())
-    except pa.ArrowException:
-        kind = table[column].type
-        raise TraceError(f"{path}: trace.where={where!r}: column {column} is {kind}") from None
-    kept = pc.fill_null(pc.equal(values, value), False)
-    if not pc.any(kept).as_py():
-        choices = nearest(value, [v for v in pc.unique(values).to_pylist() if v is not None])
-        raise TraceError(f"{path}: no row has {where}; {choices}")
-    return table.filter(kept), Origin(str(path), np.flatnonzero(kept.to_numpy()).tolist())
-
-
-def _to_trace(table: pa.Table, origin: Origin, path: Path, where: str | None) -> Trace:
-    metadata = table.schema.metadata or {}
-    stated = {k.decode(errors="replace"): v.decode(errors="replace") for k, v in metadata.items()}
-    name = stated.get("name", path.stem)
-    arrival_s = columns.arrivals(table, origin)
-    model, models = columns.models(table, origin)
+def _trace(file: TableFile, plan: Plan, path: Path) -> Trace:
+    clock = Clock(plan.names.unit, plan.names.timezone, file.is_text, plan.zero)
+    gathered = Gathered(plan.names, clock, is_text_file=file.is_text)
+    for table, origin in plan.rows(file):
+        gathered.add(table, origin)
+    if gathered.requests == 0:
+        raise plan.nothing()
+    name = file.metadata.get("name", path.stem)
+    made = gathered.columns(plan.names.model_name or name)
+    if "prefix_blocks" in made:
+        size = _block_tokens(file.metadata, plan.form)
+        made["prefix_blocks"] = replace(made["prefix_blocks"], block_tokens=size)
+    steps = [*_lineage(file.metadata.get("lineage", "[]")), plan.step, *plan.left_out()]
+    steps += _in_order(made, clock)
     return Trace(
-        name=f"{name}[{where}]" if where else name,
-        kind=_kind(stated, path),
-        models=models,
-        model=model,
-        arrival_s=arrival_s,
-        prompt_tokens=columns.tokens(table, "prompt_tokens", origin),
-        output_tokens=columns.tokens(table, "output_tokens", origin),
-        session=columns.labels(table, "session", origin),
-        client=columns.labels(table, "client", origin),
-        priority=columns.priorities(table, origin),
-        lineage=_lineage(stated.get("lineage", "[]"), path.name, where),
-        licence=stated.get("licence", stated.get("license", "not stated")),
+        **made,
+        name=f"{name}[{plan.where}]" if plan.where else name,
+        kind=_kind(file.metadata, plan.form, path),
+        lineage=tuple(steps),
+        licence=file.metadata.get("licence", file.metadata.get("license", "not stated")),
     )
 
 
-def _kind(stated: dict[str, str], path: Path) -> TraceKind:
-    """As the metadata say, in `kind` or as the first word of `note`; else a user's own log."""
+def _in_order(made: dict[str, Any], clock: Clock) -> list[str]:
+    """Sort the columns by arrival and count from the first, where need be; the steps taken."""
+    arrival_s, steps = made["arrival_s"], []
+    late = int((np.diff(arrival_s) < 0).sum())
+    if late:
+        order = np.argsort(arrival_s, kind="stable")
+        for name in set(made) - {"models"}:
+            made[name] = made[name][order]
+        made["model"], made["models"] = renumbered(made["model"], made["models"])
+        steps.append(f"sorted by arrival ({late} requests came before the one above)")
+    if clock.is_since_first:
+        first = float(made["arrival_s"][0])
+        made["arrival_s"] = made["arrival_s"] - first
+        start = clock.date(first)
+        steps += [f"starts at {start}"] if start else []
+    return steps
+
+
+def _block_tokens(stated: dict[str, str], form: Format) -> int | None:
+    value = stated.get("prefix_block_tokens", "")
+    return int(value) if value.isascii() and value.isdigit() else form.block_tokens
+
+
+def _kind(stated: dict[str, str], form: Format, path: Path) -> TraceKind:
+    """As the metadata say, in `kind` or as the first word of `note`; else as the format is."""
     if "kind" not in stated:
         first = stated.get("note", "").partition(":")[0]
-        return TraceKind(first) if first in list(TraceKind) else TraceKind.LOG
+        return TraceKind(first) if first in list(TraceKind) else form.kind
     try:
         return TraceKind(stated["kind"])
     except ValueError:
@@ -112,11 +122,9 @@ def _kind(stated: dict[str, str], path: Path) -> TraceKind:
         raise TraceError(f"{path}: metadata kind is {shown(stated['kind'])}; {choices}") from None
 
 
-def _lineage(stated: str, file: str, where: str | None) -> tuple[str, ...]:
+def _lineage(stated: str) -> list[str]:
     try:
         steps = json.loads(stated)
     except (ValueError, RecursionError):
         steps = [stated]
-    steps = steps if isinstance(steps, list) else [stated]
-    step = f"read {file}" + (f" where {where}" if where else "")
-    return (*map(str, steps), step)
+    return list(map(str, steps)) if isinstance(steps, list) else [stated]

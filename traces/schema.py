@@ -10,7 +10,13 @@ REQUIRED = pa.schema(
         ("output_tokens", pa.int32()),
     ]
 )
-# a missing session or client is None, a missing priority 0
-OPTIONAL = pa.schema([("session", pa.string()), ("client", pa.string()), ("priority", pa.int8())])
-NUMBERS = ("arrival_s", "prompt_tokens", "output_tokens", "priority")
-TEXTS = ("model", "session", "client")
+# a missing session or client is None, a missing priority 0, a missing list of blocks empty
+OPTIONAL = pa.schema(
+    [
+        ("session", pa.string()),
+        ("client", pa.string()),
+        ("priority", pa.int8()),
+        ("prefix_blocks", pa.large_list(pa.int64())),  # ids, first block of the prompt first
+    ]
+)
+COLUMNS = (*REQUIRED.names, *OPTIONAL.names)

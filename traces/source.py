@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from traces.bundled import load_bundled
 from traces.errors import TraceError
+from traces.mapping import NOTHING, ColumnMap
 from traces.read import read
 from traces.trace import Trace
 
@@ -14,6 +15,8 @@ class TraceSource:
 
     path: str | None = None
     name: str = "market_demo"
+    format: str | None = None  # of the file; null: as its columns say
+    map: ColumnMap = NOTHING  # which of the file's columns are what
     where: str | None = None  # column=value
     start_s: float = 0.0
     duration_s: float | None = None
@@ -27,7 +30,7 @@ def open_trace(source: TraceSource) -> Trace:
             raise TraceError(f"trace.where={source.where}: expected a file in trace.path as well")
         trace = load_bundled(source.name)
     else:
-        trace = read(source.path, source.where)
+        trace = read(source.path, source.where, columns=source.map, form=source.format)
     if source.start_s != 0 or source.duration_s is not None:
         span_s, lineage = trace.span_s, trace.lineage
         trace = trace.window(source.start_s, source.duration_s)

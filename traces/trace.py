@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.errors import Origin, TraceError, nearest, shown
+from traces.prefix import PrefixBlocks
 
 LATEST_S = 4e9  # the pool's clock is int64 nanoseconds; seconds since 1970 still fit
 MOST_TOKENS = 2**31 - 1
@@ -21,6 +22,7 @@ COLUMNS = (
     "session",
     "client",
     "priority",
+    "prefix_blocks",
 )
 
 
@@ -47,6 +49,7 @@ class Trace:
     session: npt.NDArray[np.object_] | None = None
     client: npt.NDArray[np.object_] | None = None
     priority: npt.NDArray[np.int8] | None = None
+    prefix_blocks: PrefixBlocks | None = None
     lineage: tuple[str, ...] = ()
     licence: str = "not stated"
 

@@ -9,6 +9,7 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
 from traces.errors import TraceError, nearest
+from traces.prefix import PrefixBlocks
 from traces.schema import OPTIONAL
 from traces.trace import Trace
 
@@ -22,14 +23,18 @@ def to_table(trace: Trace) -> pa.Table:
         "output_tokens": pa.array(trace.output_tokens, pa.int32()),
     }
     for field in OPTIONAL:
-        if getattr(trace, field.name) is not None:
-            columns[field.name] = pa.array(getattr(trace, field.name), field.type)
+        values = getattr(trace, field.name)
+        if values is not None:
+            is_list = isinstance(values, PrefixBlocks)
+            columns[field.name] = values.to_arrow() if is_list else pa.array(values, field.type)
     metadata = {
         "name": trace.name,
         "kind": str(trace.kind),
         "licence": trace.licence,
         "lineage": json.dumps(trace.lineage),
     }
+    if trace.prefix_blocks is not None and trace.prefix_blocks.block_tokens is not None:
+        metadata["prefix_block_tokens"] = str(trace.prefix_blocks.block_tokens)
     return pa.table(columns).replace_schema_metadata(metadata)
 
 
@@ -57,7 +62,7 @@ def _write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def _write_csv(table: pa.Table, path: Path) -> None:
-    arrow_csv.write_csv(_with_plain_models(table), path)
+    arrow_csv.write_csv(_with_plain_lists(_with_plain_models(table)), path)
 
 
 def _write_jsonl(table: pa.Table, path: Path) -> None:
@@ -68,6 +73,15 @@ def _write_jsonl(table: pa.Table, path: Path) -> None:
 
 def _with_plain_models(table: pa.Table) -> pa.Table:
     return table.set_column(1, "model", table["model"].cast(pa.string()))
+
+
+def _with_plain_lists(table: pa.Table) -> pa.Table:
+    """Block ids as one text of numbers between spaces: CSV has no lists."""
+    if "prefix_blocks" not in table.column_names:
+        return table
+    texts = [" ".join(map(str, ids.as_py())) for ids in table["prefix_blocks"]]
+    place = table.column_names.index("prefix_blocks")
+    return table.set_column(place, "prefix_blocks", pa.array(texts, pa.string()))
 
 
 WRITERS = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}

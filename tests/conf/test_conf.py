@@ -1,7 +1,7 @@
 """The YAML beside the code: the same keys, the same defaults, pools that can be run."""
 
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ def plain(value: Any) -> Any:
     """A default as YAML has it."""
     if isinstance(value, Enum):
         return value.name.lower()
+    if is_dataclass(value):
+        return defaults(type(value))
     return [plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 

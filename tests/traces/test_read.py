@@ -70,7 +70,8 @@ def test_read_gives_columns_and_models_in_order_of_appearance(tmp_path: Path, ki
 
 
 BAD_VALUES: list[tuple[Columns, str]] = [
-    ({"arrival_s": [0.0, 3.0, 2.0]}, "row 3, column arrival_s is 2: expected 3 or more"),
+    ({"arrival_s": [0.0, 1.0, 1.7e9]}, "row 3, column arrival_s is 1700000000: expected seconds s"),
+    ({"arrival_s": [1.7e9, 0.0, 1.7e9]}, "row 2, column arrival_s is 0: expected seconds since 19"),
     ({"arrival_s": [0.0, -1.0, 2.0]}, "row 2, column arrival_s is -1: expected a number"),
     ({"arrival_s": [0.0, 1.0, float("nan")]}, "row 3, column arrival_s is nan: expected a number"),
     ({"arrival_s": [0.0, 1.0, float("inf")]}, "row 3, column arrival_s is inf: expected a number"),
@@ -109,7 +110,8 @@ def test_read_names_a_missing_column_and_the_nearest(
     columns = {f"{name}s" if name == column else name: values for name, values in GOOD.items()}
     path = stored(tmp_path, kind, columns)
     assert refusal(path).startswith(
-        f"{path}: column {column!r} is missing; did you mean '{column}s'? known: "
+        f"{path}: no column for {column}; found: {', '.join(columns)};"
+        f" name them, as trace.map.{column}={column}s"
     )
 
 
@@ -181,10 +183,14 @@ BAD_TEXTS = [
     (
         "t.json",
         "{}",
-        "unknown format '.json'; did you mean '.jsonl'? known: .csv, .jsonl, .parquet",
+        "unknown format '.json'; did you mean '.jsonl'? known: .csv, .jsonl, .log, .parquet",
     ),
-    ("trace", "", "unknown format ''; known: .csv, .jsonl, .parquet"),
-    ("two\nlines.csv", "x\n1\n", "two\\nlines.csv: column 'arrival_s' is missing; known: x"),
+    ("trace", "", "unknown format ''; known: .csv, .jsonl, .log, .parquet"),
+    (
+        "two\nlines.csv",
+        "x\n1\n",
+        "two\\nlines.csv: no column for arrival_s, model, prompt_tokens, output_tokens; found: x",
+    ),
 ]
 
 
@@ -348,7 +354,7 @@ def test_where_keeps_the_row_numbers_of_the_file(tmp_path: Path, kind: str) -> N
         ("day", "trace.where='day': expected column=value"),
         ("days=1", "no one column 'days'; did you mean 'day'?"),
         ("day=mo", "no row has day=mo; did you mean 'mon'? known: mon, tue"),
-        ("list=1", "column list is list<element: int64>"),
+        ("list=1", "column list is list<element: int64>: expected text"),
     ],
 )
 def test_where_that_matches_nothing_names_the_choices(

@@ -19,7 +19,14 @@ def columns_of(trace: Trace) -> dict[str, object]:
     values = {f.name: getattr(trace, f.name) for f in fields(Trace)}
     for name in (*METADATA, "lineage"):
         del values[name]
-    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
+    blocks = values.pop("prefix_blocks")
+    lists = None if blocks is None else blocks.to_arrow().to_pylist()
+    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
+    return plain | {"prefix_blocks": lists}
+
+
+def block_tokens(trace: Trace) -> int | None:
+    return None if trace.prefix_blocks is None else trace.prefix_blocks.block_tokens
 
 
 @given(trace=st.from_type(Trace))
@@ -45,6 +52,7 @@ def test_write_keeps_the_metadata_in_parquet(
     again = read(path)
     assert [getattr(again, f) for f in METADATA] == [getattr(trace, f) for f in METADATA]
     assert again.lineage == (*trace.lineage, "read meta.parquet")
+    assert block_tokens(again) == block_tokens(trace)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Known formats of traces, a file each; `registry` lists them."""
