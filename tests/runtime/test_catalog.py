@@ -36,6 +36,33 @@ def test_sosp25_sizes_are_the_artifacts(
     assert shape.kv_token_bytes == 4 * layers * hidden
 
 
+@pytest.mark.parametrize(
+    ("name", "mlp_hidden"),
+    [
+        ("Qwen3-0.6B", 3072), ("Qwen3-1.7B", 6144), ("Qwen1.5-1.8B", 5504), ("Qwen3-4B", 9728),
+        ("Qwen2.5-7B", 18_944), ("Llama-3.1-8B", 14_336), ("Qwen3-8B", 12_288),
+        ("Yi-1.5-9B", 11_008), ("Llama-2-13B", 13_824), ("Qwen3-14B", 17_408),
+        ("Qwen3-32B", 25_600), ("Llama-3.1-70B", 28_672), ("Qwen2.5-72B", 29_568),
+        ("Qwen3-30B-A3B", 0), ("Mixtral-8x7B", 0),
+    ],
+)  # fmt: skip
+def test_weights_are_what_the_shape_adds_up_to(name: str, mlp_hidden: int) -> None:
+    """Projections, embeddings and a router; norms and biases are under 0.01 %."""
+    shape = checkpoint(name)
+    wide = shape.hidden * shape.head_dim
+    layer = 2 * wide * (shape.heads + shape.kv_heads) + 3 * shape.hidden * mlp_hidden
+    layer += shape.hidden * shape.experts
+    total = 2 * shape.layers * layer + shape.experts * shape.expert_bytes
+    total += shape.head_bytes * (1 if shape.is_tied else 2)
+    assert total == pytest.approx(shape.weight_bytes, rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "billion"), [("Qwen3-30B-A3B", 3.35), ("Mixtral-8x7B", 12.88)])
+def test_a_token_uses_a_part_of_the_experts(name: str, billion: float) -> None:
+    assert checkpoint(name).active_bytes / 2e9 == pytest.approx(billion, abs=0.01)
+    assert checkpoint("Qwen3-8B").active_bytes == checkpoint("Qwen3-8B").weight_bytes
+
+
 def test_unknown_checkpoint_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"checkpoint 'Qwen3-0\.6': did you mean 'Qwen3-0\.6B'"):
         checkpoint("Qwen3-0.6")
