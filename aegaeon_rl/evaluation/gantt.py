@@ -1,51 +1,53 @@
-"""Which model each GPU ran when, read off the journal of a run."""
+"""Which model each GPU ran when: the spans of a timeline as bars to draw."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from runtime.core import NONE, NS, EventKind
-from runtime.pool.state import Table
+import numpy as np
+
+from runtime.core import NONE, NS
+from runtime.timeline.spans import SpanKind, Timeline
+
+LOOKS = {  # what a part of a turn is drawn as
+    SpanKind.SWITCH: "weights",
+    SpanKind.BLOCKED: "KV",
+    SpanKind.KV_IN: "KV",
+    SpanKind.PREFILL: "work",
+    SpanKind.DECODE: "work",
+    SpanKind.DOWN: "down",
+}
 
 
 class Bar(NamedTuple):
-    """A turn on one GPU: weights and KV until `work_s`, then prefill and decode until `end_s`."""
+    """A stretch of one look on one GPU. `model` is NONE where it is down."""
 
     instance: int
     model: int
+    look: str
     start_s: float
-    work_s: float
     end_s: float
 
 
-def bars(journal: Table, start_s: float, end_s: float) -> list[Bar]:
-    """Turns that overlap [start_s, end_s), in order of their end; cut to it at both sides."""
-    open_turns: dict[int, Bar] = {}
-    done: list[Bar] = []
-    relevant = (EventKind.TURN, EventKind.SWITCHED, EventKind.TURN_ENDED, EventKind.INSTANCE_FAILED)
-    for event in journal:
-        if event["kind"] not in relevant:
+def bars(timeline: Timeline) -> list[Bar]:
+    """By GPU and time, cut to the timeline; what touches and looks alike is one bar."""
+    spans = timeline.of(*LOOKS)
+    spans = spans[np.lexsort((spans["end_ns"], spans["start_ns"], spans["instance"]))]
+    start_ns = np.clip(spans["start_ns"], timeline.start_ns, timeline.end_ns).tolist()
+    end_ns = np.clip(spans["end_ns"], timeline.start_ns, timeline.end_ns).tolist()
+    drawn: list[Bar] = []
+    for i, (since_ns, until_ns) in enumerate(zip(start_ns, end_ns, strict=True)):
+        if since_ns == until_ns:
             continue
-        instance, now_s = int(event["instance"]), float(event["time_ns"]) / NS
-        if event["kind"] == EventKind.TURN:
-            open_turns[instance] = Bar(instance, int(event["model"]), now_s, NONE, now_s)
-        elif instance in open_turns:
-            bar = open_turns[instance]
-            if event["kind"] == EventKind.SWITCHED:
-                open_turns[instance] = bar._replace(work_s=now_s)
-            else:
-                done.append(_closed(open_turns.pop(instance), now_s))
-    done += [_closed(bar, end_s) for bar in open_turns.values()]
-    return [
-        _cut(bar, start_s, end_s) for bar in done if bar.start_s < end_s and bar.end_s > start_s
-    ]
+        look = LOOKS[SpanKind(int(spans["kind"][i]))]
+        model = int(spans["model"][i]) if look != "down" else NONE
+        bar = Bar(int(spans["instance"][i]), model, look, since_ns / NS, until_ns / NS)
+        if drawn and drawn[-1][:3] == bar[:3] and drawn[-1].end_s == bar.start_s:
+            drawn[-1] = drawn[-1]._replace(end_s=bar.end_s)
+        else:
+            drawn.append(bar)
+    return drawn
 
 
-def _closed(bar: Bar, end_s: float) -> Bar:
-    work_s = bar.work_s if bar.work_s >= 0 else end_s
-    return bar._replace(work_s=min(work_s, end_s), end_s=end_s)
-
-
-def _cut(bar: Bar, start_s: float, end_s: float) -> Bar:
-    def clip(at_s: float) -> float:
-        return min(max(at_s, start_s), end_s)
-
-    return bar._replace(start_s=clip(bar.start_s), work_s=clip(bar.work_s), end_s=clip(bar.end_s))
+def share_of(drawn: Sequence[Bar], look: str, gpu_s: float) -> float:
+    """Share of GPU time drawn with a look."""
+    return sum(bar.end_s - bar.start_s for bar in drawn if bar.look == look) / gpu_s

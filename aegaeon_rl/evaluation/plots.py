@@ -10,13 +10,20 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from aegaeon_rl.evaluation.compare import Cell, Comparison
-from aegaeon_rl.evaluation.gantt import Bar
+from aegaeon_rl.evaluation.gantt import Bar, share_of
 from aegaeon_rl.evaluation.metrics import model_attainment, stall_s, ttft_s
 from runtime.slo import GAP_FLOOR_S, GAP_RATIO
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+LOOKS = {  # of a Gantt bar: line width in points, colour in the legend, words for it
+    "work": (6.0, "#5b8fc9", "prefill and decode"),
+    "weights": (6.0, "#cfdff0", "weights load"),
+    "KV": (6.0, "#000000", "KV moves in, or must leave first"),
+    "down": (1.5, "#d00000", "GPU down"),
+}
 METADATA = ("Creator", "Date", "Format", "Type")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -138,30 +145,49 @@ def worst_models(rows: Sequence[Cell]) -> str:
         return svg(figure)
 
 
-def gantt(turns: Mapping[str, Sequence[Bar]], instances: int, models: int, tp: int = 1) -> str:
-    """Turns of each policy on every instance, which is `tp` GPUs: a colour per model, pale while
-    weights and KV move."""
+def gantt(
+    turns: Mapping[str, Sequence[Bar]],
+    instances: int,
+    models: int,
+    window_s: tuple[float, float],
+    tp: int = 1,
+) -> str:
+    """Bars of each policy on every instance, which is `tp` GPUs, with shares of their time in the
+    title: a colour per model, pale while its weights load, black while KV moves before its work
+    can go on."""
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        height = 0.5 + len(turns) * (0.5 + 0.11 * instances)
+        height = 0.9 + len(turns) * (0.5 + 0.11 * instances)
         figure = Figure(figsize=(10, height), layout="constrained")
         panels = figure.subplots(len(turns), 1, sharex=True, squeeze=False)[:, 0]
         wheel = matplotlib.colormaps["hsv"](np.linspace(0, 1, models, endpoint=False))
         wheel = wheel[np.random.default_rng(1).permutation(models)]
         wheel[:, :3] = 0.15 + 0.6 * wheel[:, :3]
         for axes, (name, bars) in zip(panels, turns.items(), strict=True):
-            _draw_turns(axes, bars, wheel)
-            axes.set(ylim=(instances - 0.4, -0.6), yticks=[], title=name)
-            axes.title.set_position((0.0, 1.0))
-            axes.title.set_horizontalalignment("left")
+            _draw_bars(axes, bars, wheel)
+            title = f"{name}: {_shares(bars, instances * (window_s[1] - window_s[0]))}"
+            axes.set(ylim=(instances - 0.4, -0.6), xlim=window_s, yticks=[])
+            axes.set_title(title, loc="left")
             axes.set_ylabel(f"{instances * tp} GPUs")
-            axes.autoscale(axis="x", tight=True)
         panels[-1].set_xlabel("seconds of the window")
+        seen = {bar.look for bars in turns.values() for bar in bars} | {"work", "weights", "KV"}
+        swatches = [Patch(color=LOOKS[k][1], label=LOOKS[k][2]) for k in LOOKS if k in seen]
+        figure.legend(handles=swatches, loc="outside upper center", ncols=len(swatches))
         return svg(figure)
 
 
-def _draw_turns(axes: Axes, bars: Sequence[Bar], wheel: npt.NDArray[np.float64]) -> None:
-    pale = [0.35 * c + 0.65 for c in wheel]
-    for since, until, tints in (("start_s", "work_s", pale), ("work_s", "end_s", wheel)):
-        lines = [((getattr(b, since), b.instance), (getattr(b, until), b.instance)) for b in bars]
-        shades = [tints[b.model] for b in bars]
-        axes.add_collection(LineCollection(lines, colors=shades, linewidths=6, capstyle="butt"))
+def _shares(bars: Sequence[Bar], gpu_s: float) -> str:
+    shares = {look: share_of(bars, look, gpu_s) for look in LOOKS}
+    shares["idle"] = 1 - sum(shares.values())
+    if not shares["down"]:
+        del shares["down"]
+    return ", ".join(f"{look} {100 * abs(share):.1f} %" for look, share in shares.items())
+
+
+def _draw_bars(axes: Axes, bars: Sequence[Bar], wheel: npt.NDArray[np.float64]) -> None:
+    pale = [0.3 * c + 0.7 for c in wheel]
+    for look, (width, plain, _) in LOOKS.items():
+        shown = [bar for bar in bars if bar.look == look]
+        tints: Mapping[str, Any] = {"weights": pale, "work": wheel}
+        shades = [tints[look][bar.model] if look in tints else plain for bar in shown]
+        lines = [((b.start_s, b.instance), (b.end_s, b.instance)) for b in shown]
+        axes.add_collection(LineCollection(lines, colors=shades, linewidths=width, capstyle="butt"))

@@ -7,12 +7,12 @@ from typing import Any
 import jinja2
 
 from aegaeon_rl.evaluation import plots
-from aegaeon_rl.evaluation.compare import Comparison, Row, window_trace
+from aegaeon_rl.evaluation.compare import Comparison, Plan, Row, window_trace
+from aegaeon_rl.evaluation.export import record_window
 from aegaeon_rl.evaluation.gantt import Bar, bars
 from aegaeon_rl.evaluation.metrics import model_attainment
 from aegaeon_rl.evaluation.sizing import Sizing
 from runtime.emulator.profile import load_profile
-from runtime.emulator.run import run
 from runtime.protocol import Policy
 
 TABLE = (  # metric, heading, kind
@@ -142,18 +142,19 @@ def assumptions(comparison: Comparison) -> list[str]:
     ]
 
 
-def turns_of(comparison: Comparison, policies: Sequence[Policy]) -> dict[str, list[Bar]]:
-    """A minute (`gantt_s`) of the first window under each policy."""
-    plan = comparison.plan
+def gantt_window_s(plan: Plan) -> tuple[float, float]:
+    """`gantt_s` of the first window, after its warm-up; the middle of a trace that is run whole."""
     window = plan.windows[0]
-    part, span_s = window_trace(plan.trace, window, 1.0)
+    _, span_s = window_trace(plan.trace, window, 1.0)
     start_s = window.warm_s or max(0.0, min(span_s / 2, span_s - plan.spec.gantt_s))
-    end_s = min(start_s + plan.spec.gantt_s, span_s)
-    shown = {}
-    for policy in policies:
-        journal = run(part, plan.pool, policy, plan.slo, horizon_s=end_s, journal=True).journal
-        shown[policy.name] = bars(journal, start_s, end_s)
-    return shown
+    return start_s, min(start_s + plan.spec.gantt_s, span_s)
+
+
+def turns_of(comparison: Comparison, policies: Sequence[Policy]) -> dict[str, list[Bar]]:
+    """What each policy's Gantt shows."""
+    plan = comparison.plan
+    window_s = gantt_window_s(plan)
+    return {p.name: bars(record_window(plan, p, *window_s).timeline) for p in policies}
 
 
 def worst_table(comparison: Comparison, count: int = 5) -> list[dict[str, Any]]:
@@ -216,6 +217,7 @@ def render(
             turns_of(comparison, policies),
             plan.pool.instances,
             len(plan.trace.models),
+            gantt_window_s(plan),
             plan.pool.tp,
         ),
         gantt_s=plan.spec.gantt_s,

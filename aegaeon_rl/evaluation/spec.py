@@ -24,13 +24,16 @@ class EvaluationSpec:
     target: float = 0.99  # token attainment that `dedicated -> pooled` sizes for
     sizing: bool = True
     gantt_s: float = 60.0
+    exports: bool = False  # decisions.parquet, requests.parquet, trace.json.gz of the first window
+    export_policy: str | None = None  # None: the best
+    export_s: float = 60.0
 
     def __post_init__(self) -> None:
         for name, least in (("windows", 0), ("seeds", 1), ("draws", 100)):
             if getattr(self, name) < least:
                 raise UserError(f"evaluate.{name}={getattr(self, name)}: expected at least {least}")
-        for name in ("window_s", "gantt_s"):
-            if getattr(self, name) <= 0:
+        for name in ("window_s", "gantt_s", "export_s"):
+            if not getattr(self, name) > 0:
                 raise UserError(f"evaluate.{name}={getattr(self, name)}: expected more than 0 s")
         if not 0 <= self.warm_s < self.window_s:
             raise UserError(

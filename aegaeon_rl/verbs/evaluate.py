@@ -1,4 +1,4 @@
-"""`evaluate`: policies on one trace, paired; summary.json, results.parquet, report.html."""
+"""`evaluate`: policies on one trace, paired: summary, results, report, exports on request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aegaeon_rl.evaluation.compare import Cell, Comparison, Plan, check, compare
+from aegaeon_rl.evaluation.export import EXPORTS, exported, write_exports
 from aegaeon_rl.evaluation.record import commit, summary, write_rows, write_summary, write_text
 from aegaeon_rl.evaluation.report import Section, answer, render, sizing_sentence, verdict
 from aegaeon_rl.evaluation.sizing import Sizing, size
@@ -39,7 +40,7 @@ def main(config: Config) -> None:
         spec=config.evaluate,
         seed=config.seed,
     )
-    check(plan, policies)
+    exported(plan, policies, check(plan, policies))
     folder = run_folder(chosen_folder("evaluate", config.run), config)
     with progress("evaluate", len(plan.loads) * len(policies)) as advance:
         comparison = compare(plan, policies, progress=lambda cell: advance(cell.policy))
@@ -64,7 +65,7 @@ def write_comparison(
     sizing: Sizing | None,
     sections: Sequence[Section] = (),
 ) -> None:
-    """The three files of a comparison."""
+    """The three files of a comparison, and the exports where the plan asks for them."""
     plan = comparison.plan
     rows = [row_facts(comparison, cell) for cell in comparison.cells]
     content = summary(
@@ -81,6 +82,10 @@ def write_comparison(
     write_rows(folder / "results.parquet", rows)
     write_text(folder / "report.html", page)
     write_summary(folder / "summary.json", content)
+    if plan.spec.exports:
+        with console.status("exports"):
+            write_exports(folder, plan, exported(plan, policies, comparison.best.cell.policy))
+        console.print(f"{folder / EXPORTS[-1]}: open it in ui.perfetto.dev", soft_wrap=True)
 
 
 def _fields(sizing: Sizing) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from aegaeon_rl.config import differing_keys
 from aegaeon_rl.evaluation.compare import Comparison, Plan, check, compare
+from aegaeon_rl.evaluation.export import exported
 from aegaeon_rl.evaluation.plots import training_curve
 from aegaeon_rl.evaluation.report import Section, answer, percent, verdict
 from aegaeon_rl.evaluation.spec import EvaluationSpec
@@ -39,7 +40,10 @@ from runtime.errors import UserError
 from runtime.protocol import Policy
 from traces.source import open_trace
 
-VERDICT_ONLY = ("evaluate.loads", "evaluate.baseline", "evaluate.gantt_s")
+VERDICT_ONLY = (
+    *("evaluate.loads", "evaluate.baseline", "evaluate.gantt_s"),
+    *("evaluate.exports", "evaluate.export_policy", "evaluate.export_s"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +100,7 @@ def check_job(job: Job, others: Sequence[Policy]) -> None:
     plan, policies = contest(job, others, starting_weights(job.spec, job.seed))
     check(job.plan(job.parts.validation, (1.0,)), policies[-1:])
     check(plan, policies)
+    exported(plan, policies, policies[-1].name)
 
 
 class Speed(ProgressColumn):

@@ -1,78 +1,98 @@
-"""Gantt bars read off a journal: one turn at a time on a GPU, cut to the window."""
+"""The Gantt is its timeline: each stretch of a GPU's time once, by what it was spent on."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
-from aegaeon_rl.evaluation.gantt import Bar, bars
+from aegaeon_rl.evaluation.compare import Plan
+from aegaeon_rl.evaluation.export import record_window
+from aegaeon_rl.evaluation.gantt import LOOKS, Bar, bars, share_of
 from aegaeon_rl.policies.registry import make_policy
-from runtime.core import NS, EventKind, PoolSpec, SloSpec
-from runtime.emulator.run import run
-from runtime.pool.state import EVENT
-from traces import Trace
+from runtime.core import NONE, NS, PoolSpec
+from runtime.timeline.spans import SERVICE, SPAN, Samples, SpanKind, Timeline
 
-TURN, SWITCHED, ENDED, FAILED = (
-    EventKind.TURN,
-    EventKind.SWITCHED,
-    EventKind.TURN_ENDED,
-    EventKind.INSTANCE_FAILED,
-)
-EVENTS = (  # kind, instance, seconds, model
-    (TURN, 0, 1.0, 7),
-    (TURN, 1, 1.5, 8),
-    (EventKind.STEPS, 0, 1.8, -1),
-    (SWITCHED, 0, 2.0, -1),
-    (ENDED, 0, 4.0, -1),
-    (SWITCHED, 1, 5.0, -1),
-    (TURN, 0, 4.5, 9),
-    (FAILED, 0, 6.0, -1),
-    (ENDED, 2, 6.5, -1),  # of a turn before the journal began
-    (TURN, 2, 7.0, 7),
+EMPTY = np.zeros(0, np.int64)
+SPANS = (  # kind, instance, model, start_s, end_s
+    (SpanKind.TURN, 0, 7, 1.0, 4.0),
+    (SpanKind.SWITCH, 0, 7, 1.0, 2.0),
+    (SpanKind.BLOCKED, 0, 7, 2.0, 2.25),
+    (SpanKind.KV_IN, 0, 7, 2.25, 2.5),
+    (SpanKind.PREFILL, 0, 7, 2.5, 3.0),
+    (SpanKind.DECODE, 0, 7, 3.0, 4.0),
+    (SpanKind.DECODE, 0, 8, 4.0, 5.0),
+    (SpanKind.SWITCH, 1, 8, 2.0, 2.0),
+    (SpanKind.DECODE, 1, 8, 2.0, 3.0),
+    (SpanKind.DECODE, 1, 8, 3.5, 4.0),
+    (SpanKind.KV_OUT, 1, 8, 3.0, 4.0),
+    (SpanKind.LOAD_AHEAD, 1, 7, 3.0, 4.0),
+    (SpanKind.DOWN, 1, NONE, 4.0, 9.0),
 )
 WHOLE = [
-    Bar(0, 7, 1.0, 2.0, 4.0),
-    Bar(0, 9, 4.5, 6.0, 6.0),  # it failed before its weights were in place
-    Bar(1, 8, 1.5, 5.0, 10.0),  # open at the end
-    Bar(2, 7, 7.0, 10.0, 10.0),
+    Bar(0, 7, "weights", 1.0, 2.0),
+    Bar(0, 7, "KV", 2.0, 2.5),
+    Bar(0, 7, "work", 2.5, 4.0),
+    Bar(0, 8, "work", 4.0, 5.0),
+    Bar(1, 8, "work", 2.0, 3.0),
+    Bar(1, 8, "work", 3.5, 4.0),
+    Bar(1, NONE, "down", 4.0, 9.0),
 ]
 
 
-@pytest.fixture(scope="module")
-def journal() -> Any:
-    table = np.zeros(len(EVENTS), EVENT)
-    for row, (kind, instance, at_s, model) in zip(table, EVENTS, strict=True):
-        row["kind"], row["instance"], row["model"] = kind, instance, model
-        row["time_ns"] = round(at_s * NS)
-    return table
+def timeline_of(start_s: float, end_s: float) -> Timeline:
+    spans = np.zeros(len(SPANS), SPAN)
+    for span, (kind, instance, model, since_s, until_s) in zip(spans, SPANS, strict=True):
+        span["kind"], span["instance"], span["model"] = kind, instance, model
+        span["start_ns"], span["end_ns"] = round(since_s * NS), round(until_s * NS)
+    return Timeline(
+        start_ns=round(start_s * NS),
+        end_ns=round(end_s * NS),
+        nodes=np.zeros(2, np.int64),
+        spans=spans,
+        lives=EMPTY,
+        services=np.zeros(0, SERVICE),
+        samples=Samples(EMPTY, EMPTY, EMPTY, EMPTY, EMPTY),
+    )
 
 
 @pytest.mark.parametrize(
     ("start_s", "end_s", "expected"),
     [
         (0.0, 10.0, WHOLE),
-        (3.0, 4.75, [Bar(0, 7, 3, 3, 4), Bar(0, 9, 4.5, 4.75, 4.75), Bar(1, 8, 3, 4.75, 4.75)]),
         (0.0, 1.0, []),
-        (4.0, 4.5, [Bar(1, 8, 4.0, 4.5, 4.5)]),  # ends that only touch the window are not in it
+        (1.5, 2.0, [Bar(0, 7, "weights", 1.5, 2.0)]),
+        (2.0, 2.25, [Bar(0, 7, "KV", 2.0, 2.25), Bar(1, 8, "work", 2.0, 2.25)]),
+        (5.0, 6.0, [Bar(1, NONE, "down", 5.0, 6.0)]),  # what only touches the window is not in it
     ],
 )
-def test_bars_of_a_hand_made_journal(
-    journal: Any, start_s: float, end_s: float, expected: list[Bar]
-) -> None:
-    assert sorted(bars(journal, start_s, end_s)) == sorted(expected)
+def test_bars_of_hand_made_spans(start_s: float, end_s: float, expected: list[Bar]) -> None:
+    assert bars(timeline_of(start_s, end_s)) == expected
+
+
+def test_shares_are_of_all_gpu_time() -> None:
+    drawn = bars(timeline_of(0.0, 10.0))
+    shares = {look: share_of(drawn, look, 2 * 10.0) for look in set(LOOKS.values())}
+    assert shares == {"weights": 0.05, "KV": 0.025, "work": 0.2, "down": 0.25}
 
 
 @pytest.mark.parametrize("name", ["aegaeon", "serverlessllm", "index"])
-def test_turns_of_a_gpu_never_overlap(market: Trace, pool: PoolSpec, name: str) -> None:
-    journal = run(market, pool, make_policy(name), SloSpec(), horizon_s=60.0, journal=True).journal
-    shown = bars(journal, 10.0, 50.0)
-    assert {bar.instance for bar in shown} == {0, 1}
-    assert len({bar.model for bar in shown}) > 3
-    for bar in shown:
-        assert 10.0 <= bar.start_s <= bar.work_s <= bar.end_s <= 50.0
+def test_bars_equal_the_spans(plan_of: Any, pool: PoolSpec, name: str) -> None:
+    """On a pool that moves KV at every turn: all looks have bars."""
+    plan: Plan = plan_of(on=replace(pool, kv_reload_every_turn=True, kv_out_free=True))
+    shown = record_window(plan, make_policy(name), 5.0, 40.0).timeline
+    drawn = bars(shown)
+    assert {bar.instance for bar in drawn} == {0, 1}
+    assert len({bar.model for bar in drawn}) > 3
+    for look in ("weights", "KV", "work"):
+        spans = shown.of(*(kind for kind in LOOKS if LOOKS[kind] == look))
+        since, until = (np.clip(spans[k], 5 * NS, 40 * NS) for k in ("start_ns", "end_ns"))
+        total_s = sum(bar.end_s - bar.start_s for bar in drawn if bar.look == look)
+        assert total_s == pytest.approx((until - since).sum() / NS, abs=1e-6)
+        assert total_s > 0 or (name == "serverlessllm" and look == "KV")
     for g in (0, 1):
-        own = sorted((bar for bar in shown if bar.instance == g), key=lambda bar: bar.start_s)
+        own = [bar for bar in drawn if bar.instance == g]
         assert all(before.end_s <= after.start_s for before, after in pairwise(own))
-    whole = bars(journal, 0.0, 60.0)
-    assert len(whole) == (journal["kind"] == EventKind.TURN).sum()
+        assert all(5.0 <= bar.start_s < bar.end_s <= 40.0 for bar in own)
+        assert all(a.end_s < b.start_s or a[:3] != b[:3] for a, b in pairwise(own))

@@ -1,5 +1,6 @@
 """Figures are well-formed SVG for any data, the same for the same data, and load nothing."""
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +14,19 @@ from aegaeon_rl.evaluation.compare import Comparison, Row
 from aegaeon_rl.evaluation.gantt import Bar
 from runtime.core import NONE
 
-BARS = [Bar(0, 3, 0.0, 1.0, 2.0), Bar(1, 0, 0.5, 0.5, 4.0)]
+BARS = [
+    Bar(0, 3, "weights", 0.0, 1.0),
+    Bar(0, 3, "KV", 1.0, 1.5),
+    Bar(0, 3, "work", 1.5, 2.0),
+    Bar(1, NONE, "down", 0.5, 4.0),
+]
 FIGURES: dict[str, Callable[[Comparison], str]] = {
     "load": plots.attainment_by_load,
     "distributions": lambda comparison: plots.distributions([r.cell for r in comparison.rows]),
     "models": lambda comparison: plots.worst_models([r.cell for r in comparison.rows]),
-    "gantt": lambda comparison: plots.gantt({r.cell.policy: BARS for r in comparison.rows}, 2, 4),
+    "gantt": lambda comparison: plots.gantt(
+        {r.cell.policy: BARS for r in comparison.rows}, 2, 4, (0.0, 5.0)
+    ),
 }
 HOSTILE = "runs/$a$_<script>&x^{"
 
@@ -77,7 +85,20 @@ def test_figure_copes_with_nothing_served_and_no_interval(
 
 
 def test_gantt_copes_with_idle_gpus() -> None:
-    parsed(plots.gantt({"index": []}, 16, 0))
+    text = plots.gantt({"index": []}, 16, 0, (10.0, 70.0))
+    words = "".join(parsed(text).itertext())
+    assert "index: work 0.0 %, weights 0.0 %, KV 0.0 %, idle 100.0 %" in words
+    assert "GPU down" not in words
+
+
+def test_gantt_tells_weights_kv_and_work_apart() -> None:
+    text = plots.gantt({"index": BARS}, 2, 4, (0.0, 5.0))
+    words = "".join(parsed(text).itertext())
+    assert "work 5.0 %, weights 10.0 %, KV 5.0 %, down 35.0 %, idle 45.0 %" in words
+    for look, (width, shade, label) in plots.LOOKS.items():
+        assert label in words
+        drawn = re.findall(f"stroke: {shade}; stroke-width: {width:g}", text)
+        assert bool(drawn) == (look in ("KV", "down")), look  # the others in their model's colour
 
 
 def test_policy_keeps_its_colour_in_all_figures(comparison: Comparison) -> None:

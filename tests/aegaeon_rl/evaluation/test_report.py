@@ -16,6 +16,7 @@ from aegaeon_rl.evaluation.report import (
     cell_text,
     counted,
     difference_text,
+    gantt_window_s,
     render,
     turns_of,
     verdict,
@@ -237,6 +238,7 @@ def test_gantt_shows_the_first_window_after_its_warm_up(
     comparison: Comparison, policies: list[Policy]
 ) -> None:
     shown = turns_of(comparison, policies)
+    assert gantt_window_s(comparison.plan) == (5.0, 15.0)
     assert list(shown) == ["aegaeon", "serverlessllm", "index"]
     for bars in shown.values():
         assert bars
