@@ -9,23 +9,23 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from math import hypot, isnan, nan
 from pathlib import Path
 
 import numpy as np
 
 from aegaeon_rl.calibration.fits import (
     AIC_SOURCE,
-    BATCHES,
     H800_MEASURED,
     MOE_MS,
     SOSP25,
     SOSP25_SOURCE,
+    Check,
     Fit,
     difference_pct,
     read_aic,
 )
 from aegaeon_rl.calibration.rules import (
-    MOST_CONTEXT,
     Fits,
     interpolated,
     lifted,
@@ -59,64 +59,50 @@ def fits_of(published: Fits, gpu: str) -> Iterator[tuple[str, int, Fit]]:
             yield checkpoint, tp, fit
     check = interpolation_check(published, gpu)
     for checkpoint in INTERPOLATED:
-        yield checkpoint, 1, replace(interpolated(published, gpu, checkpoint), error=check)
+        yield checkpoint, 1, replace(interpolated(published, gpu, checkpoint), checks=(check,))
     large = resized(published, gpu, "Qwen2.5-72B", "Llama-3.1-70B", 4)
-    yield "Qwen2.5-72B", 4, replace(large, error=f"of Llama-3.1-70B: {large.error}")
+    near = resized(published, gpu, "Llama-3.1-8B", "Qwen3-8B", 1)
+    off = difference_pct(near, published[gpu, "Llama-3.1-8B", 1])
+    check = Check("s", "near sizes, Qwen3-8B to Llama-3.1-8B", *off)
+    yield "Qwen2.5-72B", 4, replace(large, checks=(*large.checks, check))
     for at, checkpoint, tp in MOE_MS:
         if at == gpu:
             fit = mixture(published, gpu, checkpoint, tp)
-            yield checkpoint, tp, replace(fit, error=mixture_check(published, gpu, checkpoint, fit))
+            known = published.get((gpu, checkpoint, tp))
+            prefill = known.checks[0].prefill_pct if known else nan
+            check = Check("m", "experts and rest, not measured together", prefill, nan)
+            yield checkpoint, tp, replace(fit, checks=(check,))
 
 
-def interpolation_check(published: Fits, gpu: str) -> str:
-    """The rule against two fits that it did not use."""
+def interpolation_check(published: Fits, gpu: str) -> Check:
+    """The rule against two fits that it did not use; the worse of each."""
     llama = interpolated(published, gpu, "Llama-3.1-8B")
-    without = interpolated(
-        published, gpu, "Qwen3-8B", ("Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-32B")
-    )  # fmt: skip
+    rest = ("Qwen3-0.6B", "Qwen3-1.7B", "Qwen3-32B")
+    without = interpolated(published, gpu, "Qwen3-8B", rest)
     one = difference_pct(llama, published[gpu, "Llama-3.1-8B", 1])
     two = difference_pct(without, published[gpu, "Qwen3-8B", 1])
-    return (
-        f"interpolation, on Llama-3.1-8B: prefill {one[0]:.1f}, decode {one[1]:.1f}; on Qwen3-8B"
-        f" left out: prefill {two[0]:.1f}, decode {two[1]:.1f} (mean absolute)"
-    )
+    worse = (max(pair) for pair in zip(one, two, strict=True))
+    return Check("i", "interpolation, on two 8B fits it did not use", *worse)
 
 
-def mixture_check(published: Fits, gpu: str, checkpoint: str, fit: Fit) -> str:
-    """How far the published linear decode is from the table; the fit states its own error."""
-    linear = published.get((gpu, checkpoint, 1))
-    if linear is None:
-        return "not measured end to end"
-    grid = [(b, b * c) for b in BATCHES for c in (512, 2048, 8192) if b * c <= MOST_CONTEXT]
-    off = [100 * abs(linear.step(*at) / fit.step(*at) - 1) for at in grid]
-    return (
-        f"not measured end to end; the published linear fit is {np.mean(off):.1f} (max"
-        f" {np.max(off):.1f}) off this table and states as its own: {linear.error}"
-    )
-
-
-def h800_check(fit: Fit) -> str:
+def h800_check(fit: Fit) -> Check:
     prefills, step_s = H800_MEASURED
-    off = [f"{100 * (fit.prefill(t) / seconds - 1):+.0f}" for t, seconds in prefills.items()]
-    return (
-        f"against the SOSP'25 artifact's H800: prefill {', '.join(off)} at 512, 1,024 and 2,048"
-        f" tokens, decode {100 * (fit.step(1, 1) / step_s - 1):+.0f} at batch 1"
-    )
+    off = [100 * abs(fit.prefill(t) / seconds - 1) for t, seconds in prefills.items()]
+    decode = 100 * abs(fit.step(1, 1) / step_s - 1)
+    text = "the SOSP'25 artifact's H800 at 512, 1,024, 2,048 tokens and batch 1"
+    return Check("h", text, float(np.mean(off)), decode)
 
 
-def port_check(published: Fits, origin: str, gpu: str, checkpoint: str, tp: int) -> str:
+def port_check(published: Fits, origin: str, gpu: str, checkpoint: str, tp: int) -> Check:
     """The rule of `ported` where the other GPU has a fit: this checkpoint's, or Qwen3-8B's."""
     if GPUS[gpu].flops_s == GPUS[origin].flops_s:
-        return f"as on {origin}: the same peaks, links apart"
+        return Check("g", f"peaks as of {origin}, links apart", 0.0, 0.0)
     target = PORT_CHECKS[origin]
     has_both = checkpoint not in LEFT_OUT and (target, checkpoint, tp) in published
     at = (checkpoint, tp) if has_both else ("Qwen3-8B", 1)
     made = ported(published[origin, *at], *at, origin, target)
-    prefill, decode = difference_pct(made, published[target, *at])
-    return (
-        f"GPU rule, {origin} to {target} on {fit_key(*at)}: prefill {prefill:.1f}, decode"
-        f" {decode:.1f} (mean absolute)"
-    )
+    text = f"GPU rule, {origin} to {target} on {fit_key(*at)}"
+    return Check("g", text, *difference_pct(made, published[target, *at]))
 
 
 def profile_of(published: Fits, name: str) -> dict[str, Fit]:
@@ -128,15 +114,33 @@ def profile_of(published: Fits, name: str) -> dict[str, Fit]:
             continue
         if gpu != origin:
             check = port_check(published, origin, gpu, checkpoint, tp)
-            made_here = ported(fit, checkpoint, tp, origin, gpu)
+            fit = ported(fit, checkpoint, tp, origin, gpu)
             if (name, checkpoint) == ("h800", "Qwen2.5-7B"):
-                check = h800_check(made_here)
-            fit = replace(made_here, error=f"{check}; before it: {fit.error}")
+                check = h800_check(fit)
+            fit = replace(fit, checks=(*fit.checks, check))
         if fit.source != AIC_SOURCE:
             fit = replace(fit, source=f"derived: {fit.source}")
         made.append((checkpoint, tp, lifted(fit, gpu, checkpoint, tp)))
     made.sort(key=lambda row: (row[1], CHECKPOINTS[row[0]].weight_bytes))
     return {fit_key(checkpoint, tp): fit for checkpoint, tp, fit in made}
+
+
+def error_table(profiles: dict[str, dict[str, Fit]]) -> Iterator[str]:
+    """Markdown, checkpoints by profiles: letters of the steps, root of their squared errors."""
+    keys = dict.fromkeys(key for fits in profiles.values() for key in fits)
+    yield "| | " + " | ".join(profiles) + " |"
+    yield "|---" * (1 + len(profiles)) + "|"
+    for key in keys:
+        cells = [_cell(fits[key].checks) if key in fits else "" for fits in profiles.values()]
+        yield f"| {key} | " + " | ".join(cells) + " |"
+
+
+def _cell(checks: tuple[Check, ...]) -> str:
+    letters = "".join(check.letter for check in checks)
+    parts = [
+        hypot(*(getattr(check, name) for check in checks)) for name in ("prefill_pct", "decode_pct")
+    ]
+    return f"{letters} " + " / ".join("?" if isnan(part) else f"{part:.0f}" for part in parts)
 
 
 def document(name: str, gpu: str, source: str, fits: dict[str, Fit]) -> dict[str, object]:
@@ -153,13 +157,12 @@ def document(name: str, gpu: str, source: str, fits: dict[str, Fit]) -> dict[str
 def main(arguments: list[str]) -> None:
     published, folder = read_aic(Path(arguments[0])), Path(arguments[1])
     documents = [document("h100_sosp25", "H100-SXM-80GB", SOSP25_SOURCE, SOSP25)]
+    made = {name: profile_of(published, name) for name in PROFILES}
     for name, (gpu, origin) in PROFILES.items():
-        fits = profile_of(published, name)
         ports = "" if gpu == origin else f"; from {origin} by peak FLOP/s and bandwidth"
-        documents.append(document(name, gpu, f"{AIC_SOURCE} and rules on them{ports}", fits))
-        for key, fit in fits.items():
-            form = "table" if fit.table else "linear"
-            print(f"| {name} | {key} | {fit.entry()['kind']}, {form} | {fit.error} |")
+        source = f"{AIC_SOURCE} and rules on them{ports}"
+        documents.append(document(name, gpu, source, made[name]))
+    print("\n".join(error_table(made)))
     for content in documents:
         (folder / f"{content['name']}.json").write_text(json.dumps(content, indent=1) + "\n")
 

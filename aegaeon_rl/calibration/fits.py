@@ -6,7 +6,9 @@ T prompt tokens, B requests in a step, C their summed context tokens. Seconds.
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,10 +19,26 @@ PROMPTS = tuple(2**k for k in range(4, 16))  # 16 .. 32,768: where fits are comp
 CONTEXTS = (1, 16, 128, 512, 2048, 8192)  # tokens a request
 
 
+class Check(NamedTuple):
+    """What one step of a fit's making is worth: mean absolute errors in percent; NaN: not known."""
+
+    letter: str
+    text: str
+    prefill_pct: float
+    decode_pct: float
+
+    def __str__(self) -> str:
+        shown = [
+            "not known" if isnan(pct) else f"{pct:.1f}"
+            for pct in (self.prefill_pct, self.decode_pct)
+        ]
+        return f"{self.text}: prefill {shown[0]}, decode {shown[1]}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """A decode step takes decode_s + decode_context_s * C + either decode_batch_s * B or `table`,
-    seconds at BATCHES, linear in between. `source` and `error` become the entry's texts."""
+    seconds at BATCHES, linear in between. `source` and `checks` become the entry's texts."""
 
     prefill_s: float
     prefill_token_s: float
@@ -30,7 +48,7 @@ class Fit:
     decode_batch_s: float
     table: tuple[float, ...] = ()
     source: str
-    error: str
+    checks: tuple[Check, ...] = ()
 
     def prefill(self, tokens: float) -> float:
         return self.prefill_s + (self.prefill_token_s + self.prefill_token2_s * tokens) * tokens
@@ -53,14 +71,15 @@ class Fit:
         else:
             entry["decode_batch_s"] = _round(self.decode_batch_s)
         kind = "derived" if self.source.startswith("derived") else "fitted"
-        return entry | {"kind": kind, "source": self.source, "error_pct": self.error}
+        error = "; ".join(map(str, self.checks)) or "not stated by its authors"
+        return entry | {"kind": kind, "source": self.source, "error_pct": error}
 
 
 def _round(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def linear(seconds: Sequence[float], source: str, error: str) -> Fit:
+def linear(seconds: Sequence[float], source: str, *checks: Check) -> Fit:
     """A fit without a table, from its coefficients in the order of COEFFICIENTS."""
     prefill_s, token_s, token2_s, decode_s, context_s, batch_s = seconds
     return Fit(
@@ -71,7 +90,7 @@ def linear(seconds: Sequence[float], source: str, error: str) -> Fit:
         decode_context_s=context_s,
         decode_batch_s=batch_s,
         source=source,
-        error=error,
+        checks=checks,
     )
 
 
@@ -113,9 +132,12 @@ def read_aic(path: Path) -> dict[tuple[str, str, int], Fit]:
         (AIC_GPUS[row["gpu"]], AIC_MODELS[row["model"]], int(row["tp"])): linear(
             [float(row[column]) / 1e3 for column in AIC_COLUMNS],
             AIC_SOURCE,
-            f"prefill {row['prefill_mape_pct']} (max {row['prefill_max_ape_pct']}), decode"
-            f" {row['decode_mape_pct']} (max {row['decode_max_ape_pct']}), mean absolute, of the"
-            " fit to the tables",
+            Check(
+                "f",
+                f"fit (max {row['prefill_max_ape_pct']} and {row['decode_max_ape_pct']})",
+                float(row["prefill_mape_pct"]),
+                float(row["decode_mape_pct"]),
+            ),
         )
         for row in rows
     }
@@ -166,28 +188,25 @@ SOSP25 = {
     "sosp25/Qwen2.5-7B": linear(
         (1.91604e-2, 1.28994e-5, -7.70194e-10, 8.31136e-3, 6.53334e-7, 6.74570e-5),
         SOSP25_SOURCE,
-        "not stated",
     ),
     "sosp25/Yi-1.5-9B": linear(
         (2.43611e-2, 1.62060e-5, -7.43632e-10, 1.29702e-2, 7.20063e-7, 6.71406e-5),
         SOSP25_SOURCE,
-        "not stated",
     ),
     "sosp25/Llama-2-13B": linear(
         (3.18922e-2, 2.44960e-5, -1.48840e-9, 1.10784e-2, 1.48545e-6, 1.02213e-4),
         SOSP25_SOURCE,
-        "not stated",
     ),
 }
 
 
 def blended(low: Fit, high: Fit, share: float) -> Fit:
-    """low + share * (high - low), coefficient by coefficient; the texts are low's."""
+    """low + share * (high - low), coefficient by coefficient; the source is low's."""
 
     def between(name: str) -> float:
         return float(getattr(low, name) + share * (getattr(high, name) - getattr(low, name)))
 
-    return linear([between(name) for name in COEFFICIENTS], low.source, low.error)
+    return linear([between(name) for name in COEFFICIENTS], low.source)
 
 
 def scaled(fit: Fit, factors: dict[str, float]) -> Fit:

@@ -34,6 +34,7 @@ LONG_SEEDS = 3000
 JOIN_SEED = 338  # a moved-out request came back into the room that the batch's next step needed
 SOSP25 = ("sosp25/Qwen2.5-7B", "sosp25/Yi-1.5-9B", "sosp25/Llama-2-13B")
 REAL = ("Qwen3-0.6B", "Qwen2.5-7B", "Llama-2-13B", "Qwen3-1.7B")
+PAIRED = ("Qwen3-32B", "Mixtral-8x7B")  # on two GPUs; the latter with a decode table
 GB = 1_000_000_000
 
 
@@ -126,6 +127,20 @@ def draw_roles(rng: np.random.Generator, instances: int) -> tuple[Phases, ...]:
     return (Phases.PREFILL, Phases.DECODE, *rest)
 
 
+def with_groups(pool: PoolSpec, rng: np.random.Generator) -> PoolSpec:
+    """Instances of two GPUs, with sizes and a decode table as fitted for them."""
+    held = (pool.weight_slots if pool.slots_reserved else 1) * 94 * GB
+    return replace(
+        pool,
+        tp=2,
+        profile=str(rng.choice(["h100", "h200", "h20"])),
+        checkpoints=tuple(str(c) for c in rng.choice(PAIRED, int(rng.integers(1, 4)))),
+        vram_bytes=held // 2 + int(rng.choice([1, 2, 15]) * GB),
+        host_weight_bytes=int(rng.choice([100, 1500])) * GB,
+        h2d_bytes_s=float(rng.choice([50e9, 200e9])),
+    )
+
+
 def draw(seed: int) -> Scenario:
     rng = np.random.default_rng(seed)
     slo = SloSpec(ttft_s=float(rng.choice([0.5, 10.0])), tbt_s=float(rng.choice([0.02, 0.1])))
@@ -134,6 +149,8 @@ def draw(seed: int) -> Scenario:
     pool = replace(pool, kv_stays=bool(rng.random() < 0.3))
     if seed % 2:
         pool = with_engine_limits(pool, np.random.default_rng([seed, 1]))
+    if seed % 5 == 1 and "sosp25" not in pool.profile:
+        pool = with_groups(pool, np.random.default_rng([seed, 2]))
     return Scenario(trace, pool, slo, horizon)
 
 
