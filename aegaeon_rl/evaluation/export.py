@@ -54,12 +54,12 @@ def exported(plan: Plan, policies: Sequence[Policy], best: str) -> Policy:
 
 def write_exports(folder: Path, plan: Plan, policy: Policy) -> None:
     """EXPORTS: every request of the first window; decisions and trace of the first `export_s`
-    of it that count."""
+    of it that count, or until its last token is due."""
     window = plan.windows[0]
-    end_s = min(window.warm_s + plan.spec.export_s, window.duration_s)
+    part, _ = window_trace(plan.trace, window, 1.0)
+    end_s = min(window.warm_s + plan.spec.export_s, last_deadline_s(part, plan.slo))
     recording = record_window(plan, policy, window.warm_s, end_s)
-    models = recording.models
-    log = decision_log(recording.timeline, recording.journal, models)
+    log = decision_log(recording.timeline, recording.journal, part.models)
     about = {
         "policy": policy.name,
         "trace": plan.trace.name,
@@ -70,7 +70,7 @@ def write_exports(folder: Path, plan: Plan, policy: Policy) -> None:
     write_columns(folder / EXPORTS[0], log)
     write_columns(folder / EXPORTS[1], request_table(plan, policy))
     with written_aside(folder / EXPORTS[2]) as aside:
-        write_trace(aside, trace_events(recording.timeline, models), about)
+        write_trace(aside, trace_events(recording.timeline, part.models), about)
 
 
 def write_columns(path: Path, table: pa.Table) -> None:

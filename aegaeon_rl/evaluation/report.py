@@ -221,6 +221,7 @@ def render(
             plan.pool.tp,
         ),
         gantt_s=plan.spec.gantt_s,
+        gantt_row="GPU" if plan.pool.tp == 1 else f"instance of {plan.pool.tp} GPUs",
         command=command,
         commit=commit,
     )

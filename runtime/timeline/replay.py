@@ -112,7 +112,7 @@ class Replay:
         self.now_ns = max(self.now_ns, time_ns)
         if seen is not None:
             self._note_work(g, seen)
-            if kind == KV_IN_DONE:
+            if kind == KV_IN_DONE and seen.stage == Stage.KV_IN:
                 self._note_kv_in(g, seen, int(event["n"]))
             if kind == KV_OUT_DONE:
                 self._note_kv_out(g, seen, int(event["n"]))

@@ -1,8 +1,8 @@
 """A timeline in the Trace Event format, which ui.perfetto.dev and chrome://tracing open.
 
-A process for the queues, one per node with its GPUs, one for requests. A GPU has up to three
-tracks, because what they show overlaps: its turns and their parts; weights loaded ahead; KV on its
-way out.
+A process for the queues, one per node with its instances, one for requests. An instance has up to
+three tracks, because what they show overlaps: its turns and their parts; weights loaded ahead; KV
+on its way out.
 Times are whole microseconds from the timeline's start, so that rounded slices still nest.
 """
 
@@ -22,8 +22,8 @@ Event = dict[str, Any]
 
 QUEUES = 1  # process ids; node d has FIRST_NODE + d, requests the one after the last node
 FIRST_NODE = 2
-TURNS, AHEAD, OUT = range(3)  # tracks of a GPU
-TRACKS = {TURNS: "GPU {}", AHEAD: "GPU {}: weights ahead", OUT: "GPU {}: KV out"}
+TURNS, AHEAD, OUT = range(3)  # tracks of an instance
+TRACKS = {TURNS: "instance {}", AHEAD: "instance {}: weights ahead", OUT: "instance {}: KV out"}
 TRACK_OF = {SpanKind.LOAD_AHEAD: AHEAD, SpanKind.KV_OUT: OUT}
 NAMES = {
     SpanKind.SWITCH: "weights",
@@ -118,7 +118,7 @@ def slices(timeline: Timeline, models: Sequence[str]) -> Iterator[Event]:
         }
         if kind == SpanKind.DOWN:
             where = {"pid": FIRST_NODE + int(timeline.nodes[g]), "tid": track(g, TURNS)}
-            yield {"ph": "i", "name": f"GPU {g} failed", "ts": ts, "s": "p", **where}
+            yield {"ph": "i", "name": f"instance {g} failed", "ts": ts, "s": "p", **where}
 
 
 def slice_args(span: Record, kind: SpanKind, model: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`aegaeon-rl evaluate` from the command line to its files."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,53 @@ def test_same_command_leaves_the_same_files(cli: Any, tmp_path: Path) -> None:
     assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == first
 
 
+def test_exports_of_a_run_agree_with_each_other(cli: Any, tmp_path: Path) -> None:
+    command = (
+        "evaluate", *SMALL, "policies=[aegaeon,index]", "evaluate.sizing=false",
+        "evaluate.exports=true", "evaluate.export_policy=aegaeon", "evaluate.export_s=20",
+    )  # fmt: skip
+    ended = cli(*command)
+    assert (ended.code, ended.err) == (0, "")
+    assert "out/trace.json.gz: open it in ui.perfetto.dev" in ended.out
+    out = tmp_path / "out"
+    exports = ["decisions.parquet", "requests.parquet", "trace.json.gz"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(FILES + exports)
+
+    requests = pq.read_table(out / "requests.parquet").to_pylist()
+    counted = [row for row in requests if row["is_counted"]]
+    on_time = sum(row["on_time_tokens"] for row in counted)
+    share = on_time / sum(row["due_tokens"] for row in counted)
+    results = {row["policy"]: row for row in summary_in(out)["results"]}
+    assert share == pytest.approx(results["aegaeon"]["token_attainment"])
+
+    decisions = pq.read_table(out / "decisions.parquet").to_pylist()
+    assert all(10 <= row["time_s"] < 30 for row in decisions)
+    assert {row["kind"] for row in decisions} == {"turn", "prefetch", "route"}
+    for row in decisions:
+        if row["kind"] == "route":
+            assert row["model"] == requests[row["request"]]["model"]
+
+    trace = json.loads(gzip.decompress((out / "trace.json.gz").read_bytes()))
+    assert trace["otherData"]["policy"] == "aegaeon"
+    events = trace["traceEvents"]
+    lives = [event for event in events if event["ph"] == "b" and "args" in event]
+    assert len(lives) > 50
+    assert all(requests[event["id"]]["model"] == event["name"] for event in lives)
+    turns = {event["args"]["decision"]: event for event in events if event.get("cat") == "turn"}
+    known = [row for row in decisions if row["kind"] == "turn" and row["end_s"]]
+    assert len(known) > 50
+    for row in known:
+        turn = turns[row["decision"]]
+        assert turn["name"] == row["model"]
+        assert turn["ts"] / 1e6 + 10 == pytest.approx(row["time_s"], abs=1e-6)
+        assert turn["dur"] / 1e6 == pytest.approx(row["end_s"] - row["time_s"], abs=2e-6)
+        assert turn["args"].get("tokens", 0) == row["tokens"]
+
+    first = {name: (out / name).read_bytes() for name in exports}
+    assert cli(*command).code == 0
+    assert {name: (out / name).read_bytes() for name in exports} == first
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -82,6 +130,8 @@ def test_same_command_leaves_the_same_files(cli: Any, tmp_path: Path) -> None:
         ("policies=[index,index]", "policies: 'index' is listed twice"),
         ("policies=[]", "policies=[]: expected at least one policy"),
         ("evaluate.baseline=fcfs", "evaluate.baseline=fcfs: not among policies"),
+        ("evaluate.export_policy=indx", "evaluate.export_policy=indx: not among policies; did you"),
+        ("evaluate.export_s=0", "evaluate.export_s=0.0: expected more than 0 s"),
         ("trace.start_s=1e6", "trace.start_s=1e+06: no request in the window"),
         ("profile=h100_sosp25", "profile h100_sosp25: no checkpoint 'Qwen2.5-7B'; did you mean"),
         ("pool.vram_bytes=30000000000", "pool h100x4: 2 weight slots of 26.0 GB leave no room"),

@@ -19,6 +19,7 @@ from runtime.errors import UserError
         ({"draws": 99}, "evaluate.draws=99: expected at least 100"),
         ({"window_s": 0.0, "warm_s": 0.0}, "evaluate.window_s=0.0: expected more than 0 s"),
         ({"gantt_s": -1.0}, "evaluate.gantt_s=-1.0: expected more than 0 s"),
+        ({"export_s": float("nan")}, "evaluate.export_s=nan: expected more than 0 s"),
         (
             {"warm_s": 600.0},
             "evaluate.warm_s=600.0: expected 0 <= warm_s < window_s=600.0",
