@@ -16,6 +16,7 @@ from traces.table import Chunk, Role
 
 BOM = b"\xef\xbb\xbf"
 ROWS = 1 << 14
+DECODE = json.JSONDecoder().decode
 Row = dict[str, Any]
 EXPECTED = {Role.NAME: "text", Role.LABEL: "text", Role.NUMBER: "a number"}
 
@@ -40,7 +41,7 @@ class JsonlTable:
         part, first = self.head, 0
         while part:
             columns = {
-                name: _column([_at(row, name) for row in part], name, role, first, self.origin)
+                name: _column(_values(part, name), name, role, first, self.origin)
                 for name, role in roles.items()
             }
             yield Chunk(pa.table(columns), first)
@@ -60,7 +61,7 @@ class JsonlTable:
 def _row(line: bytes, i: int, origin: Origin) -> Row:
     text = line.decode(errors="surrogateescape")
     try:
-        row = json.loads(text)
+        row = DECODE(text)
     except (ValueError, RecursionError) as error:
         raise TraceError(f"{origin.name}: row {i + 1} is {shown(text)}: {error}") from None
     if not isinstance(row, dict):
@@ -89,23 +90,33 @@ def _names(row: Row, prefix: str = "", depth: int = 4) -> Iterator[str]:
             yield from _names(value, f"{prefix}{key}.", depth - 1)
 
 
-def _at(row: Row, name: str) -> Any:
-    """The value at a name with dots; a key that has the dots itself comes first."""
-    if name in row or "." not in name:
-        return row.get(name)
-    key, _, rest = name.partition(".")
-    inner = row.get(key)
-    return _at(inner, rest) if isinstance(inner, dict) else None
+def _values(rows: list[Row], name: str) -> list[Any]:
+    """The values at a name with dots; a key that has the dots itself comes first."""
+    key, dot, rest = name.partition(".")
+    if not dot or any(name in row for row in rows):
+        return [row.get(name) for row in rows]
+    inner = [row.get(key) for row in rows]
+    return _values([value if isinstance(value, dict) else {} for value in inner], rest)
 
 
 def _column(values: list[Any], name: str, role: Role, first: int, origin: Origin) -> pa.Array:
-    kind = pa.string()
     if role is Role.TIME:
         role = Role.NAME if _first(values, str) else Role.NUMBER
     if role is Role.BLOCKS:
         return _blocks(values, name, first, origin)
-    if role is Role.NUMBER:
-        kind = pa.float64()
+    try:
+        made = pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        made = pa.nulls(0)
+    if pa.types.is_string(made.type) and role is not Role.NUMBER:
+        return made
+    if made.type in (pa.float64(), pa.int64()) and role is Role.NUMBER:
+        return made.cast(pa.float64(), safe=False)
+    return _converted(values, name, role, first, origin)  # not all are plain: one by one
+
+
+def _converted(values: list[Any], name: str, role: Role, first: int, origin: Origin) -> pa.Array:
+    kind = pa.float64() if role is Role.NUMBER else pa.string()
     convert = {Role.NUMBER: _number, Role.NAME: _text, Role.LABEL: _label, Role.ANY: _any}[role]
     try:
         return pa.array(map(convert, values), kind, size=len(values))
@@ -157,7 +168,7 @@ def _any(value: Any) -> str | None:
 def _blocks(values: list[Any], name: str, first: int, origin: Origin) -> pa.Array:
     for i, value in enumerate(values):
         if value is not None and not (
-            isinstance(value, list) and all(type(v) is int and abs(v) < 2**63 for v in value)
+            isinstance(value, list) and all(type(v) is int and -(2**63) <= v < 2**63 for v in value)
         ):
             raise origin.error(first + i, name, value, "a list of whole numbers")
     return pa.array(values, pa.large_list(pa.int64()))
