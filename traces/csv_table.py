@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from traces.errors import Origin, TraceError, shown
-from traces.table import Chunk, Role
+from traces.table import Role, Rows
 
 BLOCK_BYTES = 1 << 24  # a row may not be longer
 
@@ -26,7 +26,7 @@ class CsvTable:
         self.metadata: dict[str, str] = {}
         self.names = _header(path)
 
-    def chunks(self, roles: dict[str, Role]) -> Iterator[Chunk]:
+    def chunks(self, roles: dict[str, Role]) -> Iterator[Rows]:
         refused: list[arrow_csv.InvalidRow] = []
 
         def refuse(row: arrow_csv.InvalidRow) -> str:
@@ -50,7 +50,7 @@ class CsvTable:
                     ),
                 ):
                     if batch.num_rows:
-                        yield Chunk(pa.Table.from_batches([batch]), first)
+                        yield Rows(pa.Table.from_batches([batch]), first)
                         first += batch.num_rows
         except pa.ArrowException as error:
             reason = _reason(error, refused)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from traces.errors import Origin, TraceError, shown
-from traces.table import Chunk, Role
+from traces.table import Role, Rows
 
 BOM = b"\xef\xbb\xbf"
 ROWS = 1 << 14
@@ -36,7 +36,7 @@ class JsonlTable:
             raise self.origin.empty()
         self.names = list(dict.fromkeys(chain.from_iterable(map(_names, self.head))))
 
-    def chunks(self, roles: dict[str, Role]) -> Iterator[Chunk]:
+    def chunks(self, roles: dict[str, Role]) -> Iterator[Rows]:
         """Once: the file is not read again."""
         part, first = self.head, 0
         while part:
@@ -44,7 +44,7 @@ class JsonlTable:
                 name: _column(_values(part, name), name, role, first, self.origin)
                 for name, role in roles.items()
             }
-            yield Chunk(pa.table(columns), first)
+            yield Rows(pa.table(columns), first)
             first += len(part)
             part = list(islice(self.rows, ROWS))
 

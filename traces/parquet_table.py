@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from traces.errors import Origin, TraceError
-from traces.table import CHUNK_ROWS, Chunk, Role
+from traces.table import CHUNK_ROWS, Role, Rows
 
 
 class ParquetTable:
@@ -29,7 +29,7 @@ class ParquetTable:
             k.decode(errors="replace"): v.decode(errors="replace") for k, v in stated.items()
         }
 
-    def chunks(self, roles: dict[str, Role]) -> Iterator[Chunk]:
+    def chunks(self, roles: dict[str, Role]) -> Iterator[Rows]:
         """Raises TraceError also for text that is not UTF-8."""
         first = 0
         try:
@@ -39,7 +39,7 @@ class ParquetTable:
                     table = _flat(pa.Table.from_batches([batch]))
                     self._validate(table, first)
                     if len(table):
-                        yield Chunk(table.select(list(roles)), first)
+                        yield Rows(table.select(list(roles)), first)
                     first += len(table)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _unreadable(self.path, error) from None

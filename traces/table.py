@@ -20,7 +20,7 @@ class Role(Enum):
     ANY = auto()  # compared as a text
 
 
-class Chunk(NamedTuple):
+class Rows(NamedTuple):
     """Rows of a file, none of them empty."""
 
     table: pa.Table
@@ -34,6 +34,6 @@ class TableFile(Protocol):
     metadata: dict[str, str]
     is_text: bool  # all values are texts
 
-    def chunks(self, roles: dict[str, Role]) -> Iterator[Chunk]:
+    def chunks(self, roles: dict[str, Role]) -> Iterator[Rows]:
         """The rows, with these columns only. Raises TraceError naming the row that is wrong."""
         ...

@@ -1,14 +1,17 @@
-"""`trace`: describe a trace, convert it, or generate a market."""
+"""`trace`: describe a trace, convert it, fetch a public one, or generate a market."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
 from aegaeon_rl.evaluation.record import open_folder, summary, write_rows, write_summary
 from aegaeon_rl.verbs.common import RunSection, chosen_folder, console, run_folder
 from runtime.errors import UserError, nearest
 from traces import Trace, TraceFacts, describe, write
+from traces.fetch import fetch
 from traces.market import MarketSpec, generate
 from traces.source import TraceSource, open_trace
 from traces.write import WRITERS
@@ -18,6 +21,7 @@ class Action(StrEnum):
     DESCRIBE = "describe"
     IMPORT = "import"  # read, validate, cut, scale, and write as `out`
     GENERATE = "generate"  # a market of models, written as `out`
+    FETCH = "fetch"  # a public set `trace.name` into the cache; written as `out` where one is given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,8 @@ class Config:
 
 def main(config: Config) -> None:
     out = checked_out(config)
+    if config.action is Action.FETCH:
+        fetched(config.trace)
     trace = made(config)
     facts = describe(trace)
     folder = run_folder(chosen_folder("trace", config.run), config)
@@ -52,9 +58,26 @@ def made(config: Config) -> Trace:
     return open_trace(config.trace)
 
 
+def fetched(source: TraceSource) -> None:
+    """Download the public set, with a bar. Raises UserError where that fails."""
+    if source.path is not None:
+        raise UserError(f"trace.path={source.path}: action=fetch takes trace.name alone")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, TransferSpeedColumn(), console=console) as bar:
+        task = bar.add_task(f"fetching {source.name}", total=None, visible=False)
+        path = fetch(
+            source.name,
+            lambda text: bar.console.print(text, soft_wrap=True),
+            lambda done, total: bar.update(task, completed=done, total=total, visible=True),
+        )
+    console.print(path, soft_wrap=True)
+
+
 def checked_out(config: Config) -> Path | None:
     """The file to write, if any. Raises UserError before anything is written."""
     if config.action is Action.DESCRIBE:
+        return None
+    if config.out is None and config.action is Action.FETCH:
         return None
     if config.out is None:
         raise UserError(f"out=null: action={config.action} needs a file to write, as out=x.parquet")

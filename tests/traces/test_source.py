@@ -65,10 +65,21 @@ def test_lineage_tells_the_steps(file: str) -> None:
         ({"rate_scale": 0.0}, "^trace.rate_scale=0.0: expected a positive number$"),
         ({"where": "day=sun"}, "no row has day=sun; .*known: mon, tue=x$"),
         ({"path": None, "where": "day=mon"}, "^trace.where=day=mon: expected a file in trace.path"),
-        ({"path": None, "name": "market"}, "^bundled trace 'market'; did you mean 'market_demo'"),
+        (
+            {"path": None, "name": "market"},
+            "^trace.name=market: no such trace; did you mean",
+        ),
+        (
+            {"path": None, "name": "burstgpt_1"},
+            "^trace.name=burstgpt_1: not fetched yet; ",
+        ),
+        ({"path": None, "format": "azure"}, "^trace.format=azure: expected a file in trace.path"),
         ({"path": "absent.csv"}, "^absent.csv: no such file$"),
     ],
 )
-def test_mistakes_are_named(file: str, keys: dict[str, Any], message: str) -> None:
+def test_mistakes_are_named(
+    file: str, keys: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AEGAEON_RL_CACHE", str(tmp_path))
     with pytest.raises(TraceError, match=message):
         open_trace(TraceSource(**({"path": file} | keys)))

@@ -19,7 +19,7 @@ import pyarrow as pa
 from traces.errors import Origin, TraceError
 from traces.formats.format import Format
 from traces.mapping import ColumnMap, TimeUnit
-from traces.table import CHUNK_ROWS, Chunk, Role
+from traces.table import CHUNK_ROWS, Role, Rows
 
 STAMP = re.compile(rb"(?:(\d{4})-)?(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?")
 EVENT = re.compile(  # the first on a line: what follows may be the user's own words
@@ -74,7 +74,7 @@ class VllmLog:
                 f" of vLLM with {FLAGS}"
             )
 
-    def chunks(self, roles: dict[str, Role]) -> Iterator[Chunk]:
+    def chunks(self, roles: dict[str, Role]) -> Iterator[Rows]:
         first, items = 0, iter(self.requests.items())
         while part := list(islice(items, CHUNK_ROWS)):
             columns = {
@@ -84,7 +84,7 @@ class VllmLog:
                 "output_tokens": [r.output_tokens for _, r in part],
             }
             table = pa.table(columns, schema=_schema())
-            yield Chunk(table.select(list(roles)), first)
+            yield Rows(table.select(list(roles)), first)
             first += len(part)
 
 

@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from traces import describe, read
 from traces.market import MarketSpec, generate
+from traces.public import PUBLIC, PublicSet
 from traces.write import write
 
 MARKET = ("market.models=5", "market.duration_s=200", "market.rate_rps=2", "market.name=tiny")
@@ -96,6 +100,9 @@ def test_generated_file_is_a_function_of_the_markets_seed(
         (["trace.path=none.parquet"], "none.parquet"),
         (["trace.duration_s=60", "trace.start_s=9000"], "trace.start_s=9000: no request"),
         (["action=describ"], "action='describ'"),
+        (["action=fetch", "trace.name=burst"], "trace.name=burst: no public set; did you mean"),
+        (["action=fetch", "trace.path=x.csv"], "trace.path=x.csv: action=fetch takes trace.name"),
+        (["trace.name=burstgpt_1"], "trace.name=burstgpt_1: not fetched yet"),
         (["trace.where=a=b"], "trace.where=a=b"),
     ],
 )
@@ -107,3 +114,38 @@ def test_a_refused_call_leaves_no_file(
     assert message in ended.err
     assert len(ended.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fetch_gets_a_public_set_and_writes_it_as_a_trace(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "2023-11-16 18:15:46.5,374,44\n2023-11-16 18:15:50.5,396,109\n"
+    web = tmp_path / "web"
+    web.mkdir()
+    (web / "tiny.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    monkeypatch.setenv("AEGAEON_RL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    handler = partial(SilentHandler, directory=str(web))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        url = f"http://127.0.0.1:{http.server_port}/tiny.csv"
+        public = PublicSet(url=url, licence="CC BY 4.0", citation="Someone")
+        monkeypatch.setitem(PUBLIC, "tiny", public)
+        ended = cli("trace", "action=fetch", "trace.name=tiny", "out=tiny.parquet", "run.dir=run")
+        http.shutdown()
+    assert ended.code == 0, ended.err
+    said = ended.out.splitlines()
+    assert said[0] == "tiny: licence CC BY 4.0; cite: Someone"
+    assert said[1].startswith("tiny: no SHA-256 is published; trusted on first use and recorded: ")
+    assert str(tmp_path / "cache" / "traces" / "tiny.csv") in said
+    trace = read(tmp_path / "tiny.parquet")
+    assert (trace.arrival_s.tolist(), trace.licence) == ([0.0, 4.0], "CC BY 4.0")
+    assert summary(tmp_path / "run")["trace"]["kind"] == "log"
+    assert cli("trace", "trace.name=tiny").code == 0
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    """Serves a folder without a word."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
