@@ -1,44 +1,37 @@
-"""Arrival processes of one model: gaps of a given mean, more or less bursty.
+"""Arrival processes of one model, without end: gaps of a given mean, more or less bursty."""
 
-Each returns arrival seconds in [0, duration_s), for a mean rate in requests per second. The first
-gap is drawn like the others (not from the equilibrium distribution): a bias of under one request.
-"""
-
+from collections.abc import Sequence
 from enum import StrEnum
-from math import gamma
+from functools import lru_cache
+from math import gamma, prod
 
 import numpy as np
 import numpy.typing as npt
 
-Times = npt.NDArray[np.float64]
+from traces.warp import TICK_HZ, UNIT, Swing, Ticks, Timeline, bursts
+
+BURST_S = 120.0
+CALM = 0.1  # an MMPP's rate between bursts over its mean
+SMALLEST_DRAW = 4
+MOST_S = 1e9  # of gaps before the first arrival
 
 
 class ArrivalProcess(StrEnum):
     POISSON = "poisson"
     GAMMA = "gamma"  # gaps of a given coefficient of variation
     WEIBULL = "weibull"
-    ON_OFF = "on_off"  # Markov-modulated: Poisson bursts between silences
+    ON_OFF = "on_off"  # Poisson bursts of 120 s on average, between silences
+    MMPP = "mmpp"  # as ON_OFF, with a tenth of the mean rate between the bursts
 
 
-def arrivals(
-    process: ArrivalProcess, rate: float, cv: float, duration_s: float, rng: np.random.Generator
-) -> Times:
-    """Arrivals at mean `rate`. `cv` is the gaps' coefficient of variation (a Poisson process
-    ignores it: 1); of ON_OFF it is the rate while on over the mean rate."""
-    if process is ArrivalProcess.ON_OFF:
-        return on_off(rate, cv, duration_s, rng)
-    expected = rate * duration_s
-    chunk = int(expected + 10 * max(1.0, cv) * np.sqrt(expected) + 50)
-    times = np.cumsum(gaps(process, rate, cv, chunk, rng))
-    while times[-1] < duration_s:
-        more = np.cumsum(gaps(process, rate, cv, chunk, rng)) + times[-1]
-        times = np.concatenate([times, more])
-    return times[times < duration_s]
+MODULATED = {ArrivalProcess.ON_OFF: 0.0, ArrivalProcess.MMPP: CALM}
 
 
 def gaps(
     process: ArrivalProcess, rate: float, cv: float, n: int, rng: np.random.Generator
-) -> Times:
+) -> npt.NDArray[np.float64]:
+    """Seconds between arrivals at mean `rate`, independent, of coefficient of variation `cv`
+    (a Poisson process and those it underlies ignore it)."""
     if process is ArrivalProcess.GAMMA:
         return rng.gamma(1 / cv**2, cv**2 / rate, n)
     if process is ArrivalProcess.WEIBULL:
@@ -47,6 +40,7 @@ def gaps(
     return rng.exponential(1 / rate, n)
 
 
+@lru_cache
 def weibull_shape(cv: float) -> float:
     """The shape whose coefficient of variation is `cv`, by bisection (0.1 to 10)."""
     low, high = 0.1, 10.0
@@ -57,26 +51,60 @@ def weibull_shape(cv: float) -> float:
     return 0.5 * (low + high)
 
 
-def on_off(rate: float, cv: float, duration_s: float, rng: np.random.Generator) -> Times:
-    """Poisson while on, silent while off; on for 1/cv of the time, in periods of 120*cv s."""
-    share = 1 / max(cv, 1.0)
-    on_s, off_s = 120.0, 120.0 * (1 - share) / share
-    times, clock, is_on = [], 0.0, rng.random() < share
-    while clock < duration_s:
-        length = rng.exponential(on_s if is_on else max(off_s, 1e-9))
-        if is_on:
-            n = rng.poisson(rate / share * length)
-            times.append(clock + np.sort(rng.uniform(0, length, n)))
-        clock, is_on = clock + length, not is_on
-    joined = np.concatenate(times) if times else np.zeros(0)
-    return joined[joined < duration_s]
+def modulation(process: ArrivalProcess, cv: float, rng: np.random.Generator) -> list[Timeline]:
+    """The random rate of a process that has one; `cv` is then its rate in bursts over its mean."""
+    if process not in MODULATED or cv <= 1:
+        return []
+    return [Timeline(bursts(cv, MODULATED[process], BURST_S, rng))]
 
 
-def diurnal(times: Times, depth: float, period_s: float, duration_s: float) -> Times:
-    """Time-rescale so that the rate swings by 1 +- depth over `period_s`; the count is kept."""
-    if depth == 0:
-        return times
-    grid = np.linspace(0, duration_s, 4096)
-    phase = 2 * np.pi * grid / period_s
-    mass = grid - depth * period_s / (2 * np.pi) * (np.cos(phase) - 1)
-    return np.interp(times, mass * duration_s / mass[-1], grid)
+class Arrivals:
+    """One model's arrivals from 0 to `end`, in order, taken piece by piece.
+
+    The gaps start early enough to be stationary `lead` before 0, where sessions may start. `drawn`
+    feeds the gaps and nothing else, so that the pieces make no difference. `timelines` change the
+    rate at random, `swing` by the hour.
+    """
+
+    def __init__(
+        self,
+        process: ArrivalProcess,
+        rate: float,
+        cv: float,
+        drawn: np.random.Generator,
+        end: int,
+        timelines: Sequence[Timeline] = (),
+        swing: Swing | None = None,
+        lead: int = 0,
+    ) -> None:
+        self.process, self.rate, self.cv, self.drawn = process, rate, cv, drawn
+        self.timelines, self.swing, self.lead = timelines, swing, lead
+        renews = process in (ArrivalProcess.GAMMA, ArrivalProcess.WEIBULL)
+        settling = round(TICK_HZ * min(MOST_S, 10 * (1 + cv**2) / rate)) if renews else 0
+        self.mass = -settling
+        self.last_mass = (end + lead) * 2 * prod(1 + t.top // UNIT for t in timelines)  # after end
+        self.longest = self.last_mass + settling + 1
+        self.pending = np.zeros(0, np.int64)
+
+    def until(self, stop: int) -> Ticks:
+        """The arrivals before `stop` that were not given yet."""
+        parts = [self.pending]
+        while self.mass <= self.last_mass and (len(parts[-1]) == 0 or parts[-1][-1] < stop):
+            parts.append(self._draw(stop, SMALLEST_DRAW << len(parts)))
+        times = np.concatenate(parts) if len(parts) > 1 else self.pending
+        given = int(np.searchsorted(times, stop))
+        self.pending = times[given:]
+        return times[:given]
+
+    def _draw(self, stop: int, least: int) -> Ticks:
+        missing = max(0, stop + self.lead - self.mass) * self.rate / TICK_HZ
+        n = max(least, int(missing + 2 * missing**0.5))
+        steps = gaps(self.process, self.rate, self.cv, n, self.drawn) * TICK_HZ
+        whole = np.rint(np.minimum(steps, self.longest)).astype(np.int64)
+        masses = self.mass + np.cumsum(whole)
+        self.mass = int(masses[-1])
+        times = masses[(masses >= 0) & (masses <= self.last_mass)]
+        for timeline in self.timelines:
+            times = timeline.wall(times)
+        times = times - self.lead
+        return times if self.swing is None else self.swing.wall(times)

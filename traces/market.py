@@ -1,34 +1,66 @@
-"""A market of models: Zipf popularity, per-model bursty arrivals, lengths from given quantiles.
+"""A market of models: popularity, bursty arrivals per model, lengths, conversations. M models.
 
-Every model draws from a stream of its own (SeedSequence.spawn), so adding a model changes no
-other. Processes are stationary over the whole window: no model stops early.
+Every model draws from streams of its own, one for each purpose (PCG64 seeded by seed, model,
+purpose), so that adding a model changes no other and the cut into chunks changes nothing.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from math import inf
 
 import numpy as np
 import numpy.typing as npt
 
-from traces.arrivals import ArrivalProcess, arrivals, diurnal
+from traces.arrivals import ArrivalProcess, Arrivals, modulation
 from traces.errors import UserError
-from traces.trace import Trace, TraceKind, renumbered
+from traces.lengths import (
+    LEVELS,
+    OUTPUT_QUANTILES,
+    PROMPT_QUANTILES,
+    LengthModel,
+    Lengths,
+    Marginal,
+    check_lognormal,
+    check_quantiles,
+)
+from traces.merge import merged
+from traces.sessions import Conversations, Single
+from traces.stream import Chunk, TraceStream, collect
+from traces.trace import Trace, TraceKind
+from traces.warp import Swing, Timeline, flash_crowds, ticks
 
-# Rounded quantiles (0, 10, ... 90, 99, 100 %) of ShareGPT conversation lengths.
-LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0)
-PROMPT_QUANTILES = (4, 12, 18, 26, 42, 78, 140, 230, 370, 640, 1500, 2000)
-OUTPUT_QUANTILES = (4, 14, 40, 84, 140, 190, 240, 300, 370, 470, 830, 1000)
+BLOCK_REQUESTS = 1 << 19  # expected in a chunk
+LEAD_SESSIONS = 4  # mean lengths of a session before 0 at which sessions start
+
+
+class Purpose(IntEnum):
+    """What a random stream of a model is for."""
+
+    GAPS = 0
+    MODULATION = 1
+    FLASH = 2
+    PROMPT = 3
+    OUTPUT = 4
+    SCALE = 5
+    TURNS = 6
+    THINK = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarketSpec:
-    """`processes` are dealt to the models in turn as (process, cv), see `arrivals`."""
+    """`rate_rps` is the mean over whole periods of the swing. `processes` are dealt to the models
+    in turn as (process, cv), see `arrivals`. Popularity is `popularity` where given, else Zipf; of
+    `tail_models`, the last ones, `tail_share` of the requests, with Zipf inside each part."""
 
     name: str = "market"
     models: int = 64
     duration_s: float = 3600.0
     rate_rps: float = 6.4
     zipf: float = 1.1
+    tail_models: int = 0
+    tail_share: float = 0.0
+    popularity: tuple[float, ...] = ()  # weight of each model
     processes: tuple[tuple[ArrivalProcess, float], ...] = (
         (ArrivalProcess.GAMMA, 2.0),
         (ArrivalProcess.ON_OFF, 4.0),
@@ -37,84 +69,160 @@ class MarketSpec:
     )
     diurnal_depth: float = 0.3
     diurnal_period_s: float = 3600.0
+    flash_per_day: float = 0.0  # flash crowds of each model
+    flash_factor: float = 10.0  # a crowd's height over the usual rate; it ebbs over `flash_s`
+    flash_s: float = 600.0
     length_spread: float = 0.2  # log-normal sigma of a model's own length scale
     prompt_quantiles: tuple[float, ...] = PROMPT_QUANTILES
     output_quantiles: tuple[float, ...] = OUTPUT_QUANTILES
+    prompt_lognormal: tuple[float, float] | None = None  # (median, sigma), in place of quantiles
+    output_lognormal: tuple[float, float] | None = None
+    length_correlation: float = 0.0  # of prompt and output, Gaussian copula
+    turns_mean: float = 1.0  # of a conversation; 1: every request on its own
+    think_s: float = 30.0
+    context_tokens: int = 32_768
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("models", "duration_s", "rate_rps", "diurnal_period_s"):
+        positive = ("models", "duration_s", "rate_rps", "diurnal_period_s", "flash_s", "think_s")
+        for name in (*positive, "context_tokens"):
             if not 0 < getattr(self, name) < inf:
                 raise UserError(f"market.{name}={getattr(self, name)}: expected more than 0")
-        if not -inf < self.zipf < inf:
-            raise UserError(f"market.zipf={self.zipf}: expected a number")
-        if not 0 <= self.length_spread < inf:
-            raise UserError(f"market.length_spread={self.length_spread}: expected 0 or more")
+        for name in ("flash_per_day", "length_spread", "seed"):
+            if not 0 <= getattr(self, name) < inf:
+                raise UserError(f"market.{name}={getattr(self, name)}: expected 0 or more")
+        for name in ("flash_factor", "turns_mean"):
+            if not 1 <= getattr(self, name) < inf:
+                raise UserError(f"market.{name}={getattr(self, name)}: expected 1 or more")
         if not 0 <= self.diurnal_depth < 1:
             raise UserError(f"market.diurnal_depth={self.diurnal_depth}: expected 0 <= depth < 1")
         if not self.processes or not all(0 < cv < inf for _, cv in self.processes):
             raise UserError(
                 f"market.processes={self.processes}: expected one or more (process, cv), cv over 0"
             )
-        for name in ("prompt_quantiles", "output_quantiles"):
-            table = getattr(self, name)
-            if len(table) != len(LEVELS) or list(table) != sorted(table) or table[0] < 1:
-                raise UserError(
-                    f"market.{name}: expected {len(LEVELS)} rising values of 1 or more, at {LEVELS}"
-                )
+        self._check_popularity()
+        self._check_lengths()
+
+    def _check_popularity(self) -> None:
+        if not -inf < self.zipf < inf:
+            raise UserError(f"market.zipf={self.zipf}: expected a number")
+        if not 0 <= self.tail_models < self.models:
+            raise UserError(
+                f"market.tail_models={self.tail_models}: expected 0 to {self.models - 1},"
+                " under market.models"
+            )
+        if not 0 <= self.tail_share < 1 or (self.tail_share > 0) != (self.tail_models > 0):
+            expected = "0 without market.tail_models, else a share over 0 and under 1"
+            raise UserError(f"market.tail_share={self.tail_share}: expected {expected}")
+        weights = self.popularity
+        if weights and (len(weights) != self.models or not all(0 < w < inf for w in weights)):
+            raise UserError(
+                f"market.popularity: {len(weights)} values: expected one over 0 for each of"
+                f" {self.models} models"
+            )
+
+    def _check_lengths(self) -> None:
+        check_quantiles("market.prompt_quantiles", LEVELS, self.prompt_quantiles)
+        check_quantiles("market.output_quantiles", LEVELS, self.output_quantiles)
+        check_lognormal("market.prompt_lognormal", self.prompt_lognormal)
+        check_lognormal("market.output_lognormal", self.output_lognormal)
+        if not -1 <= self.length_correlation <= 1:
+            raise UserError(
+                f"market.length_correlation={self.length_correlation}: expected -1 to 1"
+            )
 
 
 def rates(spec: MarketSpec) -> npt.NDArray[np.float64]:
     """Requests per second of each model [M]; they sum to `rate_rps`."""
-    weight = np.arange(1, spec.models + 1) ** -spec.zipf
-    return spec.rate_rps * weight / weight.sum()
+    if spec.popularity:
+        weight = np.array(spec.popularity)
+        return spec.rate_rps * weight / weight.sum()
+    head = _zipf(spec.models - spec.tail_models, spec.zipf) * (1 - spec.tail_share)
+    tail = _zipf(spec.tail_models, spec.zipf) * spec.tail_share
+    return spec.rate_rps * np.concatenate([head, tail])
+
+
+def _zipf(models: int, exponent: float) -> npt.NDArray[np.float64]:
+    weight = np.arange(1, models + 1) ** -exponent
+    return weight / weight.sum()
 
 
 def generate(spec: MarketSpec) -> Trace:
-    """The market's requests in order of arrival. Raises UserError when none falls in the window."""
-    streams = np.random.SeedSequence(spec.seed).spawn(spec.models)
-    times, prompts, outputs = [], [], []
-    for index, rate in enumerate(rates(spec)):
-        rng = np.random.Generator(np.random.PCG64(streams[index]))
-        process, cv = spec.processes[index % len(spec.processes)]
-        raw = arrivals(process, float(rate), cv, spec.duration_s, rng)
-        period = spec.diurnal_period_s
-        times.append(diurnal(raw, spec.diurnal_depth, period, spec.duration_s))
-        scale = np.exp(rng.normal(0.0, spec.length_spread, 2))
-        prompts.append(lengths(spec.prompt_quantiles, float(scale[0]), len(raw), rng))
-        outputs.append(lengths(spec.output_quantiles, float(scale[1]), len(raw), rng))
-    return _merged(spec, times, prompts, outputs)
+    """The market in memory. Raises UserError when no request falls in the window."""
+    return collect(market_stream(spec))
 
 
-def lengths(
-    quantiles: tuple[float, ...], scale: float, n: int, rng: np.random.Generator
-) -> npt.NDArray[np.int32]:
-    """Token counts by inverse transform of the quantile table, scaled; at least 1."""
-    drawn = np.interp(rng.random(n), LEVELS, quantiles) * scale
-    return np.maximum(1, np.rint(drawn)).astype(np.int32)
-
-
-def _merged(
-    spec: MarketSpec,
-    times: list[npt.NDArray[np.float64]],
-    prompts: list[npt.NDArray[np.int32]],
-    outputs: list[npt.NDArray[np.int32]],
-) -> Trace:
-    model = np.repeat(np.arange(spec.models, dtype=np.int32), [len(t) for t in times])
-    arrival: npt.NDArray[np.float64] = np.round(np.concatenate(times), 6).astype(np.float64)
-    if len(arrival) == 0:
-        raise UserError(f"market {spec.name}: no request falls in {spec.duration_s:g} s")
-    order = np.argsort(arrival, kind="stable")
-    names = tuple(f"model-{i:03d}" for i in range(spec.models))
-    number, present = renumbered(model[order], names)
-    return Trace(
+def market_stream(spec: MarketSpec) -> TraceStream:
+    """The market's requests, of any number: memory does not grow with it."""
+    return TraceStream(
         name=spec.name,
         kind=TraceKind.SYNTHETIC,
-        models=present,
-        model=number,
-        arrival_s=arrival[order],
-        prompt_tokens=np.concatenate(prompts)[order],
-        output_tokens=np.concatenate(outputs)[order],
-        lineage=(f"generate market seed={spec.seed}",),
+        models=tuple(f"model-{index:03d}" for index in range(spec.models)),
+        start=lambda: _chunks(spec),
+        optional=("session",) if spec.turns_mean > 1 else (),
+        lineage=(f"generate {spec.name} seed={spec.seed}",),
         licence="Apache-2.0",
+    )
+
+
+def _chunks(spec: MarketSpec) -> Iterator[Chunk]:
+    end = ticks(spec.duration_s)
+    sources = [_source(spec, index, float(rate)) for index, rate in enumerate(rates(spec))]
+    is_empty = True
+    for chunk in merged(sources, end, max(1, ticks(BLOCK_REQUESTS / spec.rate_rps))):
+        is_empty = False
+        yield chunk
+    if is_empty:
+        raise UserError(f"market {spec.name}: no request falls in {spec.duration_s:g} s")
+
+
+def _source(spec: MarketSpec, index: int, rate: float) -> Single | Conversations:
+    """The requests of one model."""
+
+    def rng(purpose: Purpose) -> np.random.Generator:
+        key = np.random.SeedSequence(spec.seed, spawn_key=(index, purpose))
+        return np.random.Generator(np.random.PCG64(key))
+
+    process, cv = spec.processes[index % len(spec.processes)]
+    timelines = modulation(process, cv, rng(Purpose.MODULATION))
+    if spec.flash_per_day > 0:
+        crowds = flash_crowds(
+            spec.flash_per_day, spec.flash_factor, spec.flash_s, rng(Purpose.FLASH)
+        )
+        timelines.append(Timeline(crowds))
+    talks = spec.turns_mean > 1
+    arrivals = Arrivals(
+        process,
+        rate / spec.turns_mean,
+        cv,
+        rng(Purpose.GAPS),
+        ticks(spec.duration_s),
+        timelines,
+        Swing(spec.diurnal_depth, spec.diurnal_period_s) if spec.diurnal_depth > 0 else None,
+        ticks(LEAD_SESSIONS * spec.turns_mean * spec.think_s) if talks else 0,
+    )
+    scale = np.exp(rng(Purpose.SCALE).normal(0.0, spec.length_spread, 2))
+    lengths = Lengths(
+        length_model(spec, (float(scale[0]), float(scale[1]))),
+        (rng(Purpose.PROMPT), rng(Purpose.OUTPUT)),
+    )
+    if not talks:
+        return Single(arrivals, lengths)
+    return Conversations(
+        arrivals,
+        lengths,
+        spec.turns_mean,
+        spec.think_s,
+        spec.context_tokens,
+        rng(Purpose.TURNS),
+        rng(Purpose.THINK),
+    )
+
+
+def length_model(spec: MarketSpec, scale: tuple[float, float]) -> LengthModel:
+    return LengthModel(
+        Marginal(LEVELS, spec.prompt_quantiles, spec.prompt_lognormal),
+        Marginal(LEVELS, spec.output_quantiles, spec.output_lognormal),
+        spec.length_correlation,
+        scale,
     )

@@ -54,3 +54,9 @@ def joined(parts: list[PrefixBlocks]) -> PrefixBlocks:
         start=np.concatenate([[0], *starts]).astype(np.int64),
         block_tokens=sizes.pop() if len(sizes) == 1 else None,
     )
+
+
+def no_blocks(requests: int) -> PrefixBlocks:
+    """Requests that share nothing."""
+    none = np.zeros(0, np.int64)
+    return PrefixBlocks(ids=none, start=np.zeros(requests + 1, np.int64))

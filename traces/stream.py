@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from traces.errors import TraceError
+from traces.prefix import PrefixBlocks, no_blocks
+from traces.prefix import joined as joined_blocks
+from traces.schema import OPTIONAL
 from traces.trace import Trace, TraceKind, renumbered
 
 CHUNK_ROWS = 1 << 18
@@ -18,7 +21,7 @@ CHUNK_ROWS = 1 << 18
 
 class Chunk(NamedTuple):
     """Consecutive requests, in order of arrival; at least one. `model` indexes the stream's
-    `models`; a missing priority is 0; `session` and `client` are None when the stream has none."""
+    `models`; a missing priority is 0; the columns after it are None when the stream has none."""
 
     arrival_s: npt.NDArray[np.float64]  # [R]
     model: npt.NDArray[np.int32]
@@ -27,6 +30,7 @@ class Chunk(NamedTuple):
     priority: npt.NDArray[np.int8]
     session: npt.NDArray[np.object_] | None = None
     client: npt.NDArray[np.object_] | None = None
+    prefix_blocks: PrefixBlocks | None = None
 
     @property
     def requests(self) -> int:
@@ -34,14 +38,16 @@ class Chunk(NamedTuple):
 
     def rows(self, index: Any) -> "Chunk":
         """The requests at `index`: a slice, a mask or positions."""
-        return Chunk(*(None if column is None else column[index] for column in self))
+        columns: list[Any] = [None if column is None else column[index] for column in self]
+        return Chunk(*columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceStream:
     """Requests in order of arrival, and what is known of them before the first one.
 
-    `models` [M] may hold models without a request. Each call of `chunks` starts from the first
+    `models` [M] may hold models without a request; `optional` names the optional columns it has.
+    Each call of `chunks` starts from the first
     request again and gives the same rows; how they are cut into chunks is no part of the trace.
     """
 
@@ -49,6 +55,8 @@ class TraceStream:
     kind: TraceKind
     models: tuple[str, ...]
     start: Callable[[], Iterator[Chunk]]
+    optional: tuple[str, ...] = ()
+    block_tokens: int | None = None  # of its prefix blocks
     lineage: tuple[str, ...] = ()
     licence: str = "not stated"
 
@@ -80,12 +88,15 @@ def of_trace(trace: Trace, rows: int = CHUNK_ROWS) -> TraceStream:
         priority,
         trace.session,
         trace.client,
+        trace.prefix_blocks,
     )
     return TraceStream(
         name=trace.name,
         kind=trace.kind,
         models=trace.models,
         start=lambda: pieces(whole, rows),
+        optional=tuple(name for name in OPTIONAL.names if getattr(trace, name) is not None),
+        block_tokens=None if trace.prefix_blocks is None else trace.prefix_blocks.block_tokens,
         lineage=trace.lineage,
         licence=trace.licence,
     )
@@ -114,22 +125,28 @@ def collect(stream: TraceStream) -> Trace:
         output_tokens=whole.output_tokens,
         session=whole.session,
         client=whole.client,
-        priority=whole.priority if whole.priority.any() else None,
+        priority=whole.priority if "priority" in stream.optional else None,
+        prefix_blocks=whole.prefix_blocks,
         lineage=stream.lineage,
         licence=stream.licence,
     )
 
 
 def joined(chunks: Iterable[Chunk]) -> Chunk:
-    """One chunk of all their rows; a label column that one of them lacks is None there."""
+    """One chunk of all their rows; what a part has no column for is missing there."""
     parts = list(chunks)
-    columns: list[Any] = []
-    for name in Chunk._fields:
-        values = [getattr(part, name) for part in parts]
-        if all(value is None for value in values):
-            columns.append(None)
-        else:
-            blank = [np.full(part.requests, None, object) for part in parts]
-            filled = [b if v is None else v for v, b in zip(values, blank, strict=True)]
-            columns.append(np.concatenate(filled))
+    columns: list[Any] = [
+        _column([getattr(part, name) for part in parts], [part.requests for part in parts])
+        for name in Chunk._fields
+    ]
     return Chunk(*columns)
+
+
+def _column(values: list[Any], counts: list[int]) -> Any:
+    present = [value for value in values if value is not None]
+    if not present:
+        return None
+    pairs = list(zip(values, counts, strict=True))
+    if isinstance(present[0], PrefixBlocks):
+        return joined_blocks([no_blocks(n) if v is None else v for v, n in pairs])
+    return np.concatenate([np.full(n, None, object) if v is None else v for v, n in pairs])

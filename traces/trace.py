@@ -1,6 +1,5 @@
 """`Trace`: a workload as struct-of-arrays. N requests, M models."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from traces.digest import Digest
 from traces.errors import Origin, TraceError, nearest, shown
 from traces.prefix import PrefixBlocks
 
@@ -72,12 +72,9 @@ class Trace:
     @property
     def sha256(self) -> str:
         """Hash of the required columns: the same on every machine and in every file format."""
-        model, models = renumbered(self.model, self.models)
-        digest = hashlib.sha256("\n".join(models).encode())
-        digest.update((self.arrival_s + 0.0).astype("<f8").tobytes())  # no -0.0
-        for column in (model, self.prompt_tokens, self.output_tokens):
-            digest.update(column.astype("<i4").tobytes())
-        return digest.hexdigest()
+        digest = Digest(self.models)
+        digest.add(self.arrival_s, self.model, self.prompt_tokens, self.output_tokens)
+        return digest.hex
 
     def rows(self, index: npt.NDArray[np.intp] | slice, *, keep_models: bool = False) -> "Trace":
         """The requests at `index`; models are numbered again unless `keep_models`."""

@@ -1,7 +1,9 @@
-"""`write`: a trace to Parquet, CSV or JSONL, written aside and then renamed."""
+"""`write`: a trace or a stream to Parquet, CSV or JSONL, chunk by chunk, aside and then renamed."""
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,44 +13,63 @@ import pyarrow.parquet as pq
 from traces.errors import TraceError, nearest
 from traces.prefix import PrefixBlocks
 from traces.schema import OPTIONAL
+from traces.stream import Chunk, TraceStream, of_trace
 from traces.trace import Trace
 
+Sink = Callable[[pa.RecordBatch], None]
 
-def to_table(trace: Trace) -> pa.Table:
-    """The Arrow table of a trace, metadata included."""
-    columns = {
-        "arrival_s": pa.array(trace.arrival_s),
-        "model": pa.DictionaryArray.from_arrays(trace.model, pa.array(trace.models, pa.string())),
-        "prompt_tokens": pa.array(trace.prompt_tokens, pa.int32()),
-        "output_tokens": pa.array(trace.output_tokens, pa.int32()),
-    }
-    for field in OPTIONAL:
-        values = getattr(trace, field.name)
-        if values is not None:
-            is_list = isinstance(values, PrefixBlocks)
-            columns[field.name] = values.to_arrow() if is_list else pa.array(values, field.type)
+
+def schema_of(stream: TraceStream) -> pa.Schema:
+    """The Arrow schema of its file, metadata included."""
+    fields = [
+        pa.field("arrival_s", pa.float64()),
+        pa.field("model", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("output_tokens", pa.int32()),
+        *(field for field in OPTIONAL if field.name in stream.optional),
+    ]
     metadata = {
-        "name": trace.name,
-        "kind": str(trace.kind),
-        "licence": trace.licence,
-        "lineage": json.dumps(trace.lineage),
+        "name": stream.name,
+        "kind": str(stream.kind),
+        "licence": stream.licence,
+        "lineage": json.dumps(stream.lineage),
     }
-    if trace.prefix_blocks is not None and trace.prefix_blocks.block_tokens is not None:
-        metadata["prefix_block_tokens"] = str(trace.prefix_blocks.block_tokens)
-    return pa.table(columns).replace_schema_metadata(metadata)
+    if stream.block_tokens is not None:
+        metadata["prefix_block_tokens"] = str(stream.block_tokens)
+    return pa.schema(fields, metadata)
 
 
-def write(trace: Trace, path: str | Path) -> None:
-    """Only Parquet keeps the metadata. Raises TraceError for an unknown ending or a folder that
-    cannot be written; the file appears whole or not at all."""
+def to_batch(chunk: Chunk, names: pa.Array, schema: pa.Schema) -> pa.RecordBatch:
+    """A chunk's rows; `names` are the stream's models."""
+    columns = []
+    for field in schema:
+        values = getattr(chunk, field.name)
+        if field.name == "model":
+            columns.append(pa.DictionaryArray.from_arrays(values, names))
+        elif values is None:
+            columns.append(pa.nulls(chunk.requests, field.type))
+        elif isinstance(values, PrefixBlocks):
+            columns.append(values.to_arrow())
+        else:
+            columns.append(pa.array(values, field.type))
+    return pa.record_batch(columns, schema)
+
+
+def write(
+    trace: Trace | TraceStream, path: str | Path, watch: Callable[[Chunk], None] | None = None
+) -> None:
+    """Only Parquet keeps the metadata. `watch` sees every chunk as it is written. Raises TraceError
+    for an unknown ending, a folder that cannot be written or a stream without a request; the file
+    appears whole or not at all."""
     path = Path(path)
-    writer = WRITERS.get(path.suffix.lower())
-    if writer is None:
+    opened = WRITERS.get(path.suffix.lower())
+    if opened is None:
         choices = nearest(path.suffix, WRITERS)
         raise TraceError(f"{path}: cannot write {path.suffix!r}; {choices}")
+    stream = of_trace(trace) if isinstance(trace, Trace) else trace
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        writer(to_table(trace), aside)
+        _write(stream, aside, opened, watch)
         aside.replace(path)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -57,31 +78,62 @@ def write(trace: Trace, path: str | Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd")
+def _write(
+    stream: TraceStream,
+    path: Path,
+    opened: Callable[[Path, pa.Schema], AbstractContextManager[Sink]],
+    watch: Callable[[Chunk], None] | None,
+) -> None:
+    schema, names = schema_of(stream), pa.array(stream.models, pa.string())
+    with opened(path, schema) as put:
+        for chunk in stream.chunks():
+            put(to_batch(chunk, names, schema))
+            if watch is not None:
+                watch(chunk)
 
 
-def _write_csv(table: pa.Table, path: Path) -> None:
-    arrow_csv.write_csv(_with_plain_lists(_with_plain_models(table)), path)
+@contextmanager
+def _parquet(path: Path, schema: pa.Schema) -> Iterator[Sink]:
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        use_dictionary=[name for name in schema.names if name != "arrival_s"],
+        column_encoding={"arrival_s": "BYTE_STREAM_SPLIT"},
+    ) as writer:
+        yield writer.write_batch
 
 
-def _write_jsonl(table: pa.Table, path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in _with_plain_models(table).to_pylist():
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+@contextmanager
+def _csv(path: Path, schema: pa.Schema) -> Iterator[Sink]:
+    plain = pa.schema([pa.field(f.name, _plain(f.type)) for f in schema])
+    with arrow_csv.CSVWriter(path, plain) as writer:
+        yield lambda batch: writer.write_batch(_with_plain_columns(batch, plain))
 
 
-def _with_plain_models(table: pa.Table) -> pa.Table:
-    return table.set_column(1, "model", table["model"].cast(pa.string()))
+def _plain(kind: pa.DataType) -> pa.DataType:
+    is_plain = not (pa.types.is_dictionary(kind) or pa.types.is_large_list(kind))
+    return kind if is_plain else pa.string()
 
 
-def _with_plain_lists(table: pa.Table) -> pa.Table:
+def _with_plain_columns(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """Block ids as one text of numbers between spaces: CSV has no lists."""
-    if "prefix_blocks" not in table.column_names:
-        return table
-    texts = [" ".join(map(str, ids.as_py())) for ids in table["prefix_blocks"]]
-    place = table.column_names.index("prefix_blocks")
-    return table.set_column(place, "prefix_blocks", pa.array(texts, pa.string()))
+    columns = []
+    for values, field in zip(batch.columns, schema, strict=True):
+        if pa.types.is_large_list(values.type):
+            texts = [" ".join(map(str, ids.as_py() or ())) for ids in values]
+            columns.append(pa.array(texts, pa.string()))
+        else:
+            columns.append(values.cast(field.type))
+    return pa.record_batch(columns, schema)
 
 
-WRITERS = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}
+@contextmanager
+def _jsonl(path: Path, schema: pa.Schema) -> Iterator[Sink]:
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda batch: file.writelines(
+            json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist()
+        )
+
+
+WRITERS = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}

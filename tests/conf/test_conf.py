@@ -14,16 +14,19 @@ import conf
 from aegaeon_rl.config import build
 from aegaeon_rl.evaluation.spec import EvaluationSpec
 from aegaeon_rl.policies.registry import POLICIES, make_policy
-from aegaeon_rl.verbs import VERBS
+from aegaeon_rl.verbs import VERBS, trace
 from aegaeon_rl.verbs.evaluate import Config
 from runtime.catalog import assign_checkpoints
 from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.profile import load_profile
 from runtime.emulator.run import build_state
+from traces.bundled import RECIPES
+from traces.market import market_stream
 from traces.source import TraceSource
 
 FOLDER = Path(conf.__file__).parent
 POOLS = sorted(p.stem for p in (FOLDER / "pool").glob("*.yaml") if not p.stem.startswith("_"))
+MARKETS = sorted(p.stem for p in (FOLDER / "market").glob("*.yaml"))
 REQUIRED = {"name": None, "profile": None, "checkpoints": []}
 
 
@@ -122,3 +125,16 @@ def test_the_artifacts_pool_has_its_cost_model(composed: Any) -> None:
     assert (pool.step_quantum_s, pool.sosp25_rules) == (0.001, True)
     sizes = [pool.checkpoints.count(f"sosp25/{n}") for n in ("Qwen2.5-7B", "Yi-1.5-9B")]
     assert (*sizes, pool.checkpoints.count("sosp25/Llama-2-13B")) == (6, 2, 2)
+
+
+def test_paper_market_is_the_named_one(composed: Any) -> None:
+    """`market=paper` writes a file, `trace.name=paper` streams: the same requests."""
+    assert build(trace.Config, composed("trace", "market=paper")).market == RECIPES["paper"]
+
+
+@pytest.mark.parametrize("name", MARKETS)
+def test_ready_market_makes_requests(composed: Any, name: str) -> None:
+    overrides = (f"market={name}", "market.duration_s=600")
+    market = build(trace.Config, composed("trace", *overrides)).market
+    assert market.name in (name, "market")
+    assert next(market_stream(market).chunks()).requests > 1000

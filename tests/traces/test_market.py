@@ -1,4 +1,4 @@
-"""The market generator: popularity, streams of their own, lengths from quantiles."""
+"""The market generator: popularity, burstiness and lengths as asked, in any chunks."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from traces import TraceKind, UserError
+from traces import TraceKind, UserError, market
 from traces.arrivals import ArrivalProcess
-from traces.bundled import RECIPES, load_bundled
+from traces.bundled import FILES, RECIPES, load_bundled
 from traces.errors import TraceError
-from traces.market import LEVELS, OUTPUT_QUANTILES, MarketSpec, generate, lengths, rates
+from traces.lengths import LEVELS, PROMPT_QUANTILES
+from traces.market import MarketSpec, generate, market_stream, rates
+from traces.stream import collect
 from traces.trace import Trace
 
 SMALL = MarketSpec(models=6, duration_s=1800.0, rate_rps=2.0, seed=4)
@@ -71,18 +73,85 @@ def test_generate_deals_the_processes_in_turn() -> None:
         assert gaps.std() / gaps.mean() == pytest.approx((0.2, 3.0)[index % 2], rel=0.15)
 
 
-def test_lengths_follow_the_quantiles() -> None:
-    drawn = lengths(OUTPUT_QUANTILES, 1.0, 100_000, np.random.default_rng(0))
-    assert np.quantile(drawn, LEVELS[1:-1]) == pytest.approx(OUTPUT_QUANTILES[1:-1], rel=0.05)
-    assert OUTPUT_QUANTILES[0] <= drawn.min()
-    assert drawn.max() <= OUTPUT_QUANTILES[-1]
+@pytest.mark.parametrize("turns_mean", [1.0, 3.0])
+@pytest.mark.parametrize("block", [1, 50, 10**6])
+def test_market_is_the_same_in_any_chunks(
+    monkeypatch: pytest.MonkeyPatch, turns_mean: float, block: int
+) -> None:
+    spec = replace(SMALL, turns_mean=turns_mean, flash_per_day=50.0)
+    usual = generate(spec)
+    monkeypatch.setattr(market, "BLOCK_REQUESTS", block)
+    stream = market_stream(spec)
+    assert (sum(1 for _ in stream.chunks()) > 1) == (block < 10**6)
+    assert collect(stream).sha256 == usual.sha256
 
 
-def test_lengths_scale_and_are_never_below_one() -> None:
-    whole = lengths(OUTPUT_QUANTILES, 1.0, 1000, np.random.default_rng(0))
-    double = lengths(OUTPUT_QUANTILES, 2.0, 1000, np.random.default_rng(0))
-    assert np.abs(double - 2.0 * whole).max() <= 1
-    assert lengths(OUTPUT_QUANTILES, 1e-9, 1000, np.random.default_rng(0)).tolist() == [1] * 1000
+def test_market_hash_is_the_same_on_every_platform() -> None:
+    """Pinned: PCG64 draws rounded to microseconds and tokens, whole numbers from there on."""
+    trace = generate(replace(SMALL, turns_mean=2.0, flash_per_day=50.0, length_correlation=0.5))
+    assert trace.sha256 == "1ac7303db2b35520e0e541ae69659d067f03d7a720da44690b03b73086485040"
+
+
+def test_popularity_is_as_given() -> None:
+    spec = replace(SMALL, popularity=(5.0, 1.0, 1.0, 1.0, 1.0, 1.0), rate_rps=10.0)
+    assert rates(spec).tolist() == [5.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_tail_has_its_share_of_the_requests() -> None:
+    spec = replace(SMALL, tail_models=4, tail_share=0.2, rate_rps=10.0, zipf=1.0)
+    rate = rates(spec)
+    assert rate[2:].sum() == pytest.approx(2.0)
+    assert (rate[0] / rate[1], rate[2] / rate[5]) == pytest.approx((2.0, 4.0))
+
+
+def test_paper_market_has_the_papers_facts() -> None:
+    """94.1 % of 779 models, 1.35 % of 167.6 M requests, 90 days."""
+    spec = RECIPES["paper"]
+    rate = rates(spec)
+    assert spec.duration_s == 90 * 86_400
+    assert rate.sum() * spec.duration_s == pytest.approx(167.6e6, rel=1e-3)
+    tail = np.sort(rate)[: round(0.941 * 779)]
+    assert len(rate) == 779
+    assert tail.sum() / rate.sum() == pytest.approx(0.0135, rel=1e-6)
+
+
+def test_paper_market_draws_what_it_states() -> None:
+    """A day of it; the count's error is that of bursty models, a few percent."""
+    spec = replace(RECIPES["paper"], duration_s=86_400.0)
+    trace = generate(spec)
+    assert trace.requests == pytest.approx(86_400 * spec.rate_rps, rel=0.05)
+    counts = np.sort(np.bincount(trace.model, minlength=779))
+    assert counts[: round(0.941 * 779)].sum() / trace.requests == pytest.approx(0.0135, rel=0.15)
+    assert np.quantile(trace.prompt_tokens, LEVELS[1:-1]) == pytest.approx(
+        PROMPT_QUANTILES[1:-1], rel=0.35
+    )
+
+
+def test_conversations_grow_in_the_trace() -> None:
+    trace = generate(replace(SMALL, turns_mean=4.0, rate_rps=4.0, duration_s=7200.0))
+    assert trace.session is not None
+    assert trace.requests == pytest.approx(4.0 * 7200, rel=0.15)
+    model_of: dict[str, int] = {}
+    longest: dict[str, int] = {}
+    for model, session, prompt in zip(
+        trace.model, trace.session, trace.prompt_tokens.tolist(), strict=True
+    ):
+        assert model_of.setdefault(session, model) == model
+        assert prompt > longest.get(session, 0)
+        longest[session] = prompt
+
+
+def test_flash_crowds_raise_the_peak_and_keep_the_mean() -> None:
+    calm = replace(SMALL, duration_s=86_400.0, processes=((ArrivalProcess.POISSON, 1.0),))
+    crowded = replace(calm, flash_per_day=4.0, flash_factor=30.0)
+    peaks = []
+    for spec in (calm, crowded):
+        trace = generate(spec)
+        assert trace.requests == pytest.approx(86_400 * spec.rate_rps, rel=0.2)
+        busiest = trace.select_models(["model-000"]).arrival_s
+        peaks.append(np.bincount((busiest // 150).astype(int)).max() * 576 / len(busiest))
+    assert peaks[0] < 2
+    assert peaks[1] > 6
 
 
 def test_generate_without_a_request_names_the_market() -> None:
@@ -100,6 +169,15 @@ def test_generate_without_a_request_names_the_market() -> None:
         ({"diurnal_depth": 1.0}, "market.diurnal_depth=1.0: expected 0 <= depth < 1"),
         ({"zipf": float("inf")}, "market.zipf=inf: expected a number"),
         ({"length_spread": -0.1}, "market.length_spread=-0.1: expected 0 or more"),
+        ({"seed": -1}, "market.seed=-1: expected 0 or more"),
+        ({"flash_factor": 0.5}, "market.flash_factor=0.5: expected 1 or more"),
+        ({"turns_mean": 0.0}, "market.turns_mean=0.0: expected 1 or more"),
+        ({"tail_models": 64}, "market.tail_models=64: expected 0 to 63, under market.models"),
+        ({"tail_models": 6}, "market.tail_share=0.0: expected 0 without market.tail_models"),
+        ({"tail_share": 0.5}, "market.tail_share=0.5: expected 0 without market.tail_models"),
+        ({"popularity": (1.0, 2.0)}, "market.popularity: 2 values: expected one over 0 for each"),
+        ({"length_correlation": 1.5}, "market.length_correlation=1.5: expected -1 to 1"),
+        ({"prompt_lognormal": (0.0, 1.0)}, "market.prompt_lognormal=(0.0, 1.0): expected"),
         ({"processes": ()}, "market.processes=(): expected one or more"),
         ({"processes": ((ArrivalProcess.GAMMA, 0.0),)}, "market.processes=(("),
         ({"prompt_quantiles": (1, 2)}, "market.prompt_quantiles: expected 12 rising values"),
@@ -113,7 +191,7 @@ def test_spec_that_cannot_be_names_key_and_value(change: dict[str, Any], expecte
     assert str(caught.value).startswith(expected)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", FILES)
 def test_bundled_trace_is_what_its_recipe_makes(name: str) -> None:
     bundled = load_bundled(name)
     assert bundled.sha256 == generate(RECIPES[name]).sha256
