@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-TINY = ("gpus=2", "models=4", "rate_rps=2", "duration_s=150")
+TINY = ("gpus=2", "models=4", "rate_rps=2", "duration_s=150", "seed=4")
 
 
 def results(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
