@@ -56,7 +56,7 @@ def joined(parts: list[PrefixBlocks]) -> PrefixBlocks:
     )
 
 
-def no_blocks(requests: int) -> PrefixBlocks:
+def no_blocks(requests: int, block_tokens: int | None) -> PrefixBlocks:
     """Requests that share nothing."""
-    none = np.zeros(0, np.int64)
-    return PrefixBlocks(ids=none, start=np.zeros(requests + 1, np.int64))
+    start = np.zeros(requests + 1, np.int64)
+    return PrefixBlocks(ids=start[:0], start=start, block_tokens=block_tokens)

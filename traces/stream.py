@@ -148,5 +148,6 @@ def _column(values: list[Any], counts: list[int]) -> Any:
         return None
     pairs = list(zip(values, counts, strict=True))
     if isinstance(present[0], PrefixBlocks):
-        return joined_blocks([no_blocks(n) if v is None else v for v, n in pairs])
+        size = present[0].block_tokens
+        return joined_blocks([no_blocks(n, size) if v is None else v for v, n in pairs])
     return np.concatenate([np.full(n, None, object) if v is None else v for v, n in pairs])
