@@ -110,7 +110,7 @@ class Masked(IntEnum):
     TAKEN = 2
     WRONG_ROLE = 3
     STARVED_OTHER = 4  # another model has waited past the bound
-    DOES_NOT_FIT = 5
+    OUTRANKED = 5  # another model has a request of higher priority
     IN_PLACE = 6  # a prefetch of what is already on the device
 
 
@@ -212,6 +212,7 @@ class PoolSpec:
     prefetch: PrefetchMode = PrefetchMode.CAUSAL
     sosp25_rules: bool = False  # `aegaeon` follows the artifact's simulator, not the paper
     max_wait_s: float = 0.0  # 0: no starvation bound
+    priorities: bool = False  # True: turns of higher request priority first
     ttft_timeout_s: float = 0.0  # 0: requests wait for ever
     max_queue: int = 0  # 0: no limit
     noise: float = 0.0  # relative standard deviation of true prefill and decode times

@@ -11,6 +11,7 @@ from runtime.compiled import inner, kernel
 from runtime.core import (
     FOREVER_NS,
     NONE,
+    NS,
     DecisionKind,
     EventKind,
     KvPlace,
@@ -21,10 +22,12 @@ from runtime.core import (
 )
 from runtime.pool import lists
 from runtime.pool.state import Record, State
-from runtime.pool.turns import is_claimable, matches
+from runtime.pool.turns import first_claimable, is_claimable, matches
 from runtime.pool.weights import prefetch_slot, slot_of
 
 ROWS = 64  # K
+STARVING_RANK, LEAST_RANK = 1 << 20, -(1 << 20)  # around all priorities
+SERVE_NS = NS  # quota of a turn that the wait bound asks for
 
 
 @inner
@@ -62,6 +65,37 @@ def is_starving(state: State, m: int) -> bool:
     )
 
 
+@inner
+def starving_model(state: State, g: int) -> int:
+    """The model that a pull pool must serve on g now: the longest starving one, or NONE."""
+    longest, since = NONE, FOREVER_NS
+    if state.pool[0].max_wait_ns == 0 or state.pool[0].is_push != 0:
+        return longest
+    for m in range(state.models.shape[0]):
+        if state.models[m].waiting_since_ns < since and is_starving(state, m):
+            if has_turn_work(state, g, m, Phases.BOTH, NONE):
+                longest, since = m, state.models[m].waiting_since_ns
+    return longest
+
+
+@inner
+def rank_of(state: State, g: int, m: int) -> int:
+    """What comes before any score of a row for a turn: the wait bound, then the highest priority
+    among the requests that g could take."""
+    if is_starving(state, m):
+        return STARVING_RANK
+    if state.pool[0].ranked == 0:
+        return 0
+    best, role = LEAST_RANK, state.instances[g].role
+    if role & Phases.DECODE:
+        r = first_claimable(state, g, lists.ready_list(state, m), NONE)
+        best = max(best, state.requests[r].priority if r >= 0 else LEAST_RANK)
+    if role & Phases.PREFILL:
+        r = first_claimable(state, g, lists.waiting_list(state, m), NONE)
+        best = max(best, state.requests[r].priority if r >= 0 else LEAST_RANK)
+    return best
+
+
 @kernel
 def turn_mask(state: State, g: int, m: int) -> int:
     """Why a turn of m on g is not possible, starvation of others apart."""
@@ -89,11 +123,27 @@ def prefetch_mask(state: State, g: int, m: int) -> int:
     return Masked.OPEN
 
 
-@kernel
-def row_mask(state: State, kind: int, g: int, m: int) -> int:
+@inner
+def own_mask(state: State, kind: int, g: int, m: int) -> int:
+    """The reason that lies in m itself."""
     if kind == DecisionKind.PREFETCH:
         return prefetch_mask(state, g, m)
     return turn_mask(state, g, m)
+
+
+@kernel
+def row_mask(state: State, kind: int, g: int, m: int) -> int:
+    """Why m may not be chosen, one reason; a row is masked by others for a TURN only."""
+    reason = own_mask(state, kind, g, m)
+    if reason != Masked.OPEN or kind == DecisionKind.PREFETCH:
+        return reason
+    top = LEAST_RANK
+    for other in range(state.models.shape[0]):
+        if turn_mask(state, g, other) == Masked.OPEN:
+            top = max(top, rank_of(state, g, other))
+    if rank_of(state, g, m) == top:
+        return Masked.OPEN
+    return Masked.STARVED_OTHER if top == STARVING_RANK else Masked.OUTRANKED
 
 
 @inner
@@ -114,19 +164,19 @@ def urgency_ns(state: State, m: int) -> int:
 def fill_rows(state: State, kind: int, g: int, rows: npt.NDArray[np.int64]) -> tuple[int, int]:
     """Write the open models of a TURN or PREFETCH on g into `rows` [K]; (count, overflow).
 
-    With a starving model among them a TURN keeps the starving ones only.
+    A TURN keeps the rows of the highest rank only: the starving ones, else the highest priority.
     """
-    count, overflow, starving = 0, 0, False
+    count, overflow, top = 0, 0, LEAST_RANK
     for m in range(state.models.shape[0]):
         if state.models[m].waiting_since_ns == FOREVER_NS:
             continue
-        if row_mask(state, kind, g, m) != Masked.OPEN:
+        if own_mask(state, kind, g, m) != Masked.OPEN:
             continue
-        is_late = kind == DecisionKind.TURN and is_starving(state, m)
-        if is_late and not starving:
-            count, overflow, starving = 0, 0, True
-        if starving and not is_late:
+        rank = rank_of(state, g, m) if kind == DecisionKind.TURN else 0
+        if rank < top:
             continue
+        if rank > top:
+            count, overflow, top = 0, 0, rank
         if count < rows.shape[0]:
             rows[count] = m
             count += 1
@@ -162,7 +212,9 @@ def any_turn(state: State, g: int) -> bool:
 @kernel
 def can_idle(state: State, g: int) -> bool:
     """May g wait although it has work? Only while an event of another instance, or a move or load
-    of its own, is under way: else nothing would ever wake it."""
+    of its own, is under way: else nothing would ever wake it. And never while a model starves."""
+    if starving_model(state, g) != NONE:
+        return False
     for other in range(state.instances.shape[0]):
         inst = state.instances[other]
         if other != g and inst.stage >= Stage.COMMANDED:
@@ -247,7 +299,8 @@ def next_decision(state: State) -> tuple[int, int]:
 
 @kernel
 def pose(state: State, kind: int, index: int, event: Record) -> None:
-    """Prepare `event` as the plainest answer to a decision: idle, no prefetch, first route.
+    """Prepare `event` as the plainest answer to a decision: idle (while a model starves: a turn of
+    it), no prefetch, first route.
 
     A policy overwrites what it decides; for a turn: kind TURN, model, quota_ns.
     """
@@ -262,3 +315,6 @@ def pose(state: State, kind: int, index: int, event: Record) -> None:
         event.kind = EventKind.ROUTE
         event.request, event.instance = index, first_route(state, index)
         event.id = state.requests[index].id
+    elif starving_model(state, index) != NONE:
+        event.kind, event.quota_ns = EventKind.TURN, SERVE_NS
+        event.model = starving_model(state, index)

@@ -116,6 +116,19 @@ def check_lists(state: State) -> None:
     equal("requests", "phase in LIVE", is_live, holder != NONE)
 
 
+def check_order(view: View) -> None:
+    """Where turns and the router look, requests are in order of (-priority, arrival, id)."""
+    requests = view.requests
+    rows = np.flatnonzero((view.is_open | (view.kind == ROUTING)) & (requests["next"] != NONE))
+    for r, after in zip(rows.tolist(), requests["next"][rows].tolist(), strict=True):
+        keys = [
+            (-int(requests["priority"][i]), int(requests["arrival_ns"][i]), int(requests["id"][i]))
+            for i in (r, after)
+        ]
+        if keys[0] >= keys[1]:
+            fail("requests", r, "next", after, f"a request after {keys[0]}, not {keys[1]}")
+
+
 def check_free_chain(state: State) -> None:
     """The free chain runs through exactly the FREE slots, each once."""
     following = state.requests["next"].tolist()
@@ -221,10 +234,12 @@ def check_host_memory(view: View) -> None:
 
 
 def check_models(view: View) -> None:
-    """`claimable`, `running_on`, `prefetched_on`, and FOREVER exactly without open work."""
+    """The counters of open requests, turns and prefetches; FOREVER exactly without open work."""
     models, instances, slots = view.state.models, view.instances, view.state.slots
     m = np.arange(len(models))[:, None]
     equal("pool", "claimable", view.pool["claimable"], np.count_nonzero(view.is_open))
+    is_ranked = view.is_open & (view.requests["priority"] != 0)
+    equal("pool", "ranked", view.pool["ranked"], np.count_nonzero(is_ranked))
     running = (instances["model"] == m) & (instances["stage"] >= Stage.COMMANDED)
     equal("models", "running_on", models["running_on"], running.sum(1))
     ahead = (slots["model"].ravel() == m) & (slots["is_ahead"].ravel() != 0)
@@ -289,6 +304,7 @@ def check_outbox(view: View) -> None:
 
 
 LAWS = (
+    check_order,
     check_phases,
     check_owners,
     check_routes,

@@ -63,16 +63,21 @@ def append(state: State, lst: int, r: int) -> None:
 
 @inner
 def insert_by_arrival(state: State, lst: int, r: int) -> None:
-    """Keep the list ordered by (arrival, id): oldest first."""
-    requests = state.requests
-    arrival, identity = requests[r].arrival_ns, requests[r].id
+    """Keep the list ordered by (-priority, arrival, id): highest priority, then oldest first."""
     anchor = state.lists[lst].tail
-    while anchor != NONE and (
-        requests[anchor].arrival_ns > arrival
-        or (requests[anchor].arrival_ns == arrival and requests[anchor].id > identity)
-    ):
-        anchor = requests[anchor].prev
+    while anchor != NONE and comes_before(state, r, anchor):
+        anchor = state.requests[anchor].prev
     insert_after(state, lst, anchor, r)
+
+
+@inner
+def comes_before(state: State, r: int, other: int) -> bool:
+    a, b = state.requests[r], state.requests[other]
+    if a.priority != b.priority:
+        return bool(a.priority > b.priority)
+    if a.arrival_ns != b.arrival_ns:
+        return bool(a.arrival_ns < b.arrival_ns)
+    return bool(a.id < b.id)
 
 
 @inner

@@ -164,6 +164,7 @@ POOL = np.dtype(
         ("free_head", "i8"),
         ("in_flight", "i8"),
         ("claimable", "i8"),  # requests that no turn owns
+        ("ranked", "i8"),  # of these: with a priority other than 0
         ("commands", "i8"),
         ("block_tokens", "i8"),
         ("lookahead_tokens", "i8"),
@@ -175,6 +176,7 @@ POOL = np.dtype(
         ("kv_out_free", "i8"),
         ("kv_reload_every_turn", "i8"),
         ("kv_stays", "i8"),
+        ("priorities", "i8"),
         ("token_preempt", "i8"),
         ("kv_survives_switch", "i8"),
         ("recomputed", "i8"),  # KV dropped: no host memory, or lost in a switch
@@ -329,7 +331,7 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
         pool[name] = getattr(spec, name)
     for name in ("kv_out_free", "kv_reload_every_turn", "kv_stays"):
         pool[name] = getattr(spec, name)
-    for name in ("token_preempt", "kv_survives_switch"):
+    for name in ("priorities", "token_preempt", "kv_survives_switch"):
         pool[name] = getattr(spec, name)
     pool["reserved_bytes"] = reserved
     pool["max_wait_ns"] = round(spec.max_wait_s * NS)

@@ -19,7 +19,7 @@ from runtime.core import (
     Stage,
 )
 from runtime.pool import lists
-from runtime.pool.candidates import can_route, has_turn_work
+from runtime.pool.candidates import can_route, has_turn_work, is_starving, starving_model
 from runtime.pool.memory import (
     bytes_for,
     capacity_bytes,
@@ -127,7 +127,7 @@ def _arrival(state: State, event: Record) -> int:
     pool.in_flight += 1
     req.generation += 1
     req.id, req.arrival_ns, req.model = event.id, event.time_ns, m
-    req.prompt_tokens, req.priority = event.n, event.tag
+    req.prompt_tokens, req.priority = event.n, event.tag if pool.priorities != 0 else 0
     req.first_token_ns, req.last_token_ns = NONE, event.time_ns
     req.tag, req.instance, req.route, req.node = NONE, NONE, NONE, NONE
     req.emitted_tokens, req.on_time_tokens, req.stall_ns = 0, 0, 0
@@ -138,7 +138,8 @@ def _arrival(state: State, event: Record) -> int:
     model.rate_at_ns = event.time_ns
     pool.wakes += 1
     pool.arrivals += 1
-    if pool.max_queue > 0 and pool.claimable >= pool.max_queue:
+    queued = pool.claimable + lists.count(state, lists.routing_list(state))
+    if pool.max_queue > 0 and queued >= pool.max_queue:
         pool.shed += 1
         end_request(state, r, RequestPhase.SHED)
     elif bytes_for(state, m, event.n + 1 + pool.lookahead_tokens) > capacity_bytes(state, m):
@@ -176,6 +177,8 @@ def _idle(state: State, g: int) -> int:
     inst = state.instances[g]
     if inst.stage != Stage.FREE and inst.stage != Stage.IDLE:
         return Outcome.REFUSED
+    if starving_model(state, g) != NONE:
+        return Outcome.REFUSED
     inst.stage = Stage.IDLE
     inst.seen_wake = state.pool[0].wakes
     return Outcome.OK
@@ -187,6 +190,8 @@ def _turn(state: State, event: Record) -> int:
     stage = state.instances[g].stage
     is_free = stage == Stage.FREE or stage == Stage.IDLE
     if not is_free or not has_turn_work(state, g, m, event.phases, event.tag):
+        return Outcome.REFUSED
+    if not is_starving(state, m) and starving_model(state, g) != NONE:
         return Outcome.REFUSED
     begin_turn(state, g, m, event.phases, event.quota_ns, event.tag, event.joins)
     return Outcome.OK

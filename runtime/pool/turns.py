@@ -56,6 +56,8 @@ def open_request(state: State, r: int) -> None:
     else:
         lists.insert_by_arrival(state, lists.waiting_list(state, req.model), r)
     state.pool[0].claimable += 1
+    if req.priority != 0:
+        state.pool[0].ranked += 1
     if req.route >= 0:
         state.instances[req.route].routed += 1
     model = state.models[req.model]
@@ -67,6 +69,8 @@ def close_request(state: State, r: int) -> None:
     """Take an unowned request out of the lists where turns look."""
     lists.remove(state, r)
     state.pool[0].claimable -= 1
+    if state.requests[r].priority != 0:
+        state.pool[0].ranked -= 1
     if state.requests[r].route >= 0:
         state.instances[state.requests[r].route].routed -= 1
 

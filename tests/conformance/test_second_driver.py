@@ -112,6 +112,7 @@ def with_engine_limits(pool: PoolSpec, rng: np.random.Generator) -> PoolSpec:
         pool,
         token_preempt=bool(rng.random() < 0.7),
         kv_survives_switch=bool(rng.random() < 0.5),
+        priorities=bool(rng.random() < 0.5),
         turn_overhead_s=float(rng.choice([0.0, 0.004])),
         step_overhead_s=float(rng.choice([0.0, 0.0007])),
         noise=float(rng.choice([0.0, 0.1, 1.0])),

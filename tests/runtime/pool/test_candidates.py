@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from runtime.core import (
+    FOREVER_NS,
     NONE,
     DecisionKind,
     Dispatch,
@@ -15,7 +16,15 @@ from runtime.core import (
     PrefetchMode,
     Stage,
 )
-from runtime.pool.candidates import can_route, fill_rows, first_route, has_turn_work, row_mask
+from runtime.pool.candidates import (
+    can_idle,
+    can_route,
+    fill_rows,
+    first_route,
+    has_turn_work,
+    row_mask,
+)
+from runtime.pool.transitions import Outcome
 
 TURN, PREFETCH, ROUTE = DecisionKind.TURN, DecisionKind.PREFETCH, DecisionKind.ROUTE
 P, D, B = Phases.PREFILL, Phases.DECODE, Phases.BOTH
@@ -128,6 +137,86 @@ def test_a_starving_model_must_be_served(hand_pool: Any, now_s: float, rows: lis
     pool.arrive(1, at_s=0.2)
     pool.apply(EventKind.CANCEL, request=pool.arrive(2, at_s=now_s))
     assert pool.rows(TURN, 0) == (rows, 0)
+
+
+def starving_pool(hand_pool: Any, **changes: Any) -> Any:
+    """Model 0 waits beyond the bound of 0.5 s, model 1 since now."""
+    pool = hand_pool(max_wait_s=0.5, **changes)
+    pool.arrive(0, tag=0)
+    pool.arrive(1, at_s=0.6, tag=5)
+    return pool
+
+
+def test_a_row_beside_a_starving_one_says_why_it_is_masked(hand_pool: Any) -> None:
+    pool = starving_pool(hand_pool)
+    assert (mask(pool, TURN, 0, 0), mask(pool, TURN, 0, 1)) == (Masked.OPEN, Masked.STARVED_OTHER)
+    assert not can_idle(pool.state, 0)
+
+
+def test_an_answer_that_ignores_a_starving_model_is_refused(hand_pool: Any) -> None:
+    pool = starving_pool(hand_pool)
+    assert pool.turn(0, 1) == Outcome.REFUSED
+    assert pool.apply(EventKind.IDLE, instance=0) == Outcome.REFUSED
+    posed = pool.posed(*pool.decision())
+    assert (posed["kind"][0], posed["model"][0]) == (EventKind.TURN, 0)
+    assert 0 < posed["quota_ns"][0] < FOREVER_NS
+    assert pool.apply_record(posed) == Outcome.OK
+
+
+def test_the_posed_answer_serves_the_longest_starving_model(hand_pool: Any) -> None:
+    pool = hand_pool(max_wait_s=0.5)
+    pool.arrive(1)
+    pool.arrive(0, at_s=0.1)
+    pool.apply(EventKind.CANCEL, request=pool.arrive(0, at_s=2.0))
+    assert pool.posed(*pool.decision())["model"][0] == 1
+    assert pool.turn(0, 0) == Outcome.OK  # any starving model will do
+
+
+def test_a_push_policy_decides_alone_who_starves(hand_pool: Any) -> None:
+    pool = starving_pool(hand_pool, dispatch=Dispatch.PUSH)
+    for r in pool.routing():
+        pool.apply(EventKind.ROUTE, request=r, instance=0)
+    pool.apply(EventKind.CANCEL, request=pool.arrive(1, at_s=2.0))
+    assert pool.posed(*pool.decision())["kind"][0] == EventKind.IDLE
+    assert pool.apply(EventKind.IDLE, instance=0) == Outcome.OK
+
+
+def test_a_higher_priority_masks_the_rows_below_it(hand_pool: Any) -> None:
+    pool = hand_pool(weights=(10,) * 4, priorities=True)
+    for m, priority in ((0, 0), (1, 2), (2, -1), (3, 2), (0, 1)):
+        pool.arrive(m, tag=priority)
+    assert pool.rows(TURN, 0) == ([1, 3], 0)
+    assert (mask(pool, TURN, 0, 0), mask(pool, TURN, 0, 3)) == (Masked.OUTRANKED, Masked.OPEN)
+    assert pool.rows(PREFETCH, 0, 4)[0] == [0, 1, 2, 3]
+
+
+def test_a_priority_that_an_instance_cannot_take_masks_nothing_there(hand_pool: Any) -> None:
+    """Model 0's urgent request has its KV on instance 0; 1 may still serve what waits."""
+    pool = hand_pool(instances_per_node=2, priorities=True)
+    pool.arrive(0, tag=3)
+    pool.serve(0, 0)
+    pool.arrive(0, tag=0)
+    pool.arrive(1, tag=1)
+    assert (pool.rows(TURN, 0), pool.rows(TURN, 1)) == (([0], 0), ([1], 0))
+
+
+def test_the_wait_bound_comes_before_priorities(hand_pool: Any) -> None:
+    pool = starving_pool(hand_pool, priorities=True)
+    assert pool.rows(TURN, 0) == ([0], 0)
+    assert mask(pool, TURN, 0, 1) == Masked.STARVED_OTHER
+
+
+@pytest.mark.parametrize(("priorities", "order"), [(True, [2, 1, 0]), (False, [0, 1, 2])])
+def test_turns_take_higher_priorities_first_where_the_pool_says_so(
+    hand_pool: Any, priorities: bool, order: list[int]
+) -> None:
+    pool = hand_pool(priorities=priorities)
+    slots = [pool.arrive(0, tag=priority) for priority in (0, 1, 4)]
+    assert pool.waiting(0) == [slots[i] for i in order]
+    assert pool.state.pool["ranked"][0] == (2 if priorities else 0)
+    pool.turn(0, 0)
+    assert pool.owned(0, 0) == [slots[i] for i in order]
+    assert pool.state.pool["ranked"][0] == 0
 
 
 def test_starvation_displaces_rows_and_overflow(hand_pool: Any) -> None:

@@ -105,6 +105,7 @@ def test_corrupt_request_is_named(
         ("pool", 0, "free_head", NONE, "phase == FREE is True, expected False"),
         ("pool", 0, "free_head", 0, "expected"),
         ("pool", 0, "in_flight", 0, "pool[0].in_flight is 0, expected 7"),
+        ("pool", 0, "ranked", 1, "pool[].ranked is 1, expected 0"),
         ("pool", 0, "claimable", 3, "pool[].claimable is 3, expected 2"),
         ("pool", 0, "commands", 10_000, "pool[].commands is 10000, expected 0.."),
         ("instances", 0, "kv_used_bytes", 7, "instances[0].kv_used_bytes is 7, expected 320"),
@@ -186,3 +187,11 @@ def test_a_pull_pool_routes_nothing_and_a_push_pool_everything(hand_pool: Any) -
     expect(pool, f"requests[{r}].route is -1, expected 0..0")
     pool.state.requests["route"][r] = 0
     check_integrity(pool.state)
+
+
+def test_integrity_sees_requests_out_of_order(hand_pool: Any) -> None:
+    pool = hand_pool()
+    first, second = pool.arrive(0), pool.arrive(0)
+    pool.state.requests["id"][[first, second]] = 5, 4
+    with pytest.raises(IntegrityError, match=rf"requests\[{first}\].next is {second}, expected"):
+        check_integrity(pool.state)

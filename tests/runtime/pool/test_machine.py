@@ -52,6 +52,9 @@ POOLS = st.fixed_dictionaries(
         "lookahead_tokens": st.sampled_from([0, 6]),
         "kv_reload_every_turn": st.booleans(),
         "kv_stays": st.booleans(),
+        "token_preempt": st.sampled_from([True, True, False]),
+        "kv_survives_switch": st.sampled_from([True, True, False]),
+        "priorities": st.booleans(),
         "max_wait_s": st.sampled_from([0.0, 0.2]),
         "max_queue": st.sampled_from([0, 3]),
     }
@@ -235,13 +238,12 @@ class Machine(RuleBasedStateMachine):
             rows, overflow = self.pool.rows(kind, index)
             assert rows
             assert overflow == 0
-            event["model"] = rows[move.pick % len(rows)]
+            if move.pick < 9:  # else the posed answer
+                event["model"] = rows[move.pick % len(rows)]
             if kind == DecisionKind.TURN and move.pick < 9:
                 event["kind"], event["phases"] = EventKind.TURN, move.phases
                 event["quota_ns"], event["tag"] = round(move.quota_s * NS), move.tag
                 event["joins"] = move.joins
-            elif move.pick == 9:
-                event["model"] = NONE  # TURN: still the posed IDLE
         outcome = self.pool.apply_record(event)
         assert outcome == Outcome.OK or (move.phases, move.tag) != (Phases.BOTH, NONE)
         self.pool.drain()

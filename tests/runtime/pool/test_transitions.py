@@ -24,8 +24,8 @@ def test_the_clock_never_goes_back(hand_pool: Any) -> None:
 
 
 def test_arrivals_fill_a_slot_afresh(hand_pool: Any) -> None:
-    pool = hand_pool(capacity=1)
-    r = pool.arrive(0, 4)
+    pool = hand_pool(capacity=1, priorities=True)
+    r = pool.arrive(0, 4, tag=0)
     pool.start(0, 0)
     pool.prefill(0)
     pool.apply(EventKind.FINISHED, request=r)
@@ -61,6 +61,14 @@ def test_a_full_queue_sheds(hand_pool: Any) -> None:
     pool.drain()
     pool.start(0, 0)
     assert phase(pool, pool.arrive(1)) == RequestPhase.WAITING  # owned requests do not queue
+
+
+def test_a_full_queue_counts_what_waits_for_a_route(hand_pool: Any) -> None:
+    pool = hand_pool(max_queue=2, dispatch=Dispatch.PUSH)
+    routed = pool.arrive(0)
+    pool.apply(EventKind.ROUTE, request=routed, instance=0)
+    slots = [pool.arrive(0) for _ in range(2)]
+    assert [phase(pool, r).name for r in slots] == ["WAITING", "SHED"]
 
 
 @pytest.mark.parametrize("where", ["waiting", "ready", "host", "routing"])
