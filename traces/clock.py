@@ -32,7 +32,7 @@ class Clock:
     unit: TimeUnit
     timezone: str
     is_text_file: bool  # numbers are texts there
-    zero: float | int | None = None  # seconds, or ns of a calendar; None: the first row's time
+    zero: float | int | None = None  # in `unit`, or ns of a calendar; None: the first row's time
     since_1970: bool | None = None  # None: not a row yet
 
     def seconds(self, values: pa.ChunkedArray, column: str, origin: Origin) -> Seconds:
@@ -45,15 +45,16 @@ class Clock:
         if self.unit is TimeUnit.CLOCK:
             return self._since(_clock_s(values, column, origin), 1.0)
         read = numbers(values, column, origin, is_text_file=self.is_text_file)
-        return self._since(self._checked(read, column, origin), 1.0)
+        self._check(read, column, origin)
+        return self._since(read, PER_S[self.unit])
 
     def _since(self, times: npt.NDArray[np.float64 | np.int64], per_s: float) -> Seconds:
         if self.zero is None:
             self.zero = times[0].item()
         return (times - self.zero) / per_s
 
-    def _checked(self, read: Seconds, column: str, origin: Origin) -> Seconds:
-        """In seconds. All are since 1970 or none is: a 0 among timestamps would span 50 years."""
+    def _check(self, read: Seconds, column: str, origin: Origin) -> None:
+        """All are since 1970 or none is: a 0 among timestamps would span 50 years."""
         times = read / PER_S[self.unit]
         unit = "seconds" if self.unit is TimeUnit.S else self.unit.value
         for row in np.flatnonzero(~((times >= 0) & (times <= LATEST_S)))[:1]:
@@ -65,7 +66,6 @@ class Clock:
             expected = f"{unit} since 1970" if self.since_1970 else f"{unit} since the start"
             expected += ", as in the first row"
             raise origin.error(int(row), column, float(read[row]), expected)
-        return times
 
     @property
     def is_since_first(self) -> bool:
@@ -77,7 +77,8 @@ class Clock:
         if isinstance(self.zero, int):
             return _date(self.zero + round(seconds * 1e9))
         if self.since_1970 and self.zero is not None:
-            return _date(round((self.zero + seconds) * 1e6) * 1000)
+            since_1970 = self.zero / PER_S[self.unit] + seconds
+            return _date(round(since_1970 * 1e6) * 1000)
         return None
 
 

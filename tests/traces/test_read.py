@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +20,6 @@ GOOD = {
     "prompt_tokens": [5, 6, 7],
     "output_tokens": [1, 2, 3],
 }
-DATA = Path(__file__).parents[3] / "shared" / "data" / "traces"
 Save = Callable[[str, bytes | str], Path]
 Columns = dict[str, list[Any]]
 
@@ -424,10 +422,31 @@ def test_read_of_a_damaged_parquet_file_is_a_trace_or_one_line(
     assert outcome(path)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the development traces are not on this machine")
-def test_read_takes_the_development_traces() -> None:
-    arena = read(DATA / "arena_vtc_27models.parquet")
-    assert (arena.requests, len(arena.models), arena.kind) == (1500, 27, TraceKind.LOG)
-    paper = read(DATA / "aegaeon_sosp25_workloads.parquet", "workload=n80_r0.1_i1_o1")
-    assert len(paper.models) == 80
-    assert np.all(np.diff(paper.arrival_s) >= 0)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_read_joins_the_chunks_of_a_long_file(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("traces.jsonl_table.ROWS", 100)
+    monkeypatch.setattr("traces.parquet_table.CHUNK_ROWS", 100)
+    monkeypatch.setattr("traces.csv_table.BLOCK_BYTES", 4000)
+    n = 3000
+    columns = {
+        "arrival_s": [i / 8 for i in range(n)],
+        "model": [f"m{i % 7 + i // 2000}" for i in range(n)],
+        "prompt_tokens": [i % 1000 + 1 for i in range(n)],
+        "output_tokens": [i % 9 + 1 for i in range(n)],
+        "session": [str(i // 100) if i % 2 else None for i in range(n)],
+    }
+    path = stored(tmp_path, kind, columns)
+    trace = read(path)
+    assert trace.arrival_s.tolist() == columns["arrival_s"]
+    assert [trace.models[m] for m in trace.model] == columns["model"]
+    assert trace.prompt_tokens.tolist() == columns["prompt_tokens"]
+    assert trace.session is not None
+    assert trace.session.tolist() == columns["session"]
+    columns["output_tokens"][-2] = 0
+    assert f"row {n - 1}, column output_tokens is 0" in refusal(stored(tmp_path, kind, columns))
+    columns["day"] = ["tue" if i == n - 2 else "mon" for i in range(n)]
+    path = stored(tmp_path, kind, columns)
+    assert f"row {n - 1}, column output_tokens is 0" in refusal(path, "day=tue")
+    assert read(path, "day=mon").requests == n - 1

@@ -62,15 +62,28 @@ def read_client_rates(path: str | Path) -> ClientRates:
         dist=columns.labels("dist", DISTRIBUTIONS),
         shape=columns.numbers("shape", least=1e-9),
         scale=columns.numbers("scale", least=1e-12),
-        window_s=float(columns.stated("window_s", 600)),
+        window_s=_window_s(columns, path),
     )
+
+
+def _window_s(columns: "_Columns", path: str | Path) -> float:
+    window_s = columns.stated("window_s", 600)
+    if window_s.ndim != 0 or not 0 < window_s < np.inf:
+        raise TraceError(f"{path}: metadata window_s: expected a number of seconds")
+    return float(window_s)
 
 
 def read_client_lengths(path: str | Path) -> ClientLengths:
     """Raises TraceError naming the row and column of the first value that is not valid."""
     columns = _Columns(Path(path), LENGTHS)
-    levels = np.array(columns.stated("quantile_levels", []), np.float64)
-    if len(levels) < 2 or np.any(np.diff(levels) <= 0) or levels[0] < 0 or levels[-1] > 1:
+    levels = columns.stated("quantile_levels", [])
+    if (
+        levels.ndim != 1
+        or len(levels) < 2
+        or not np.all(np.diff(levels) > 0)
+        or levels[0] < 0
+        or levels[-1] > 1
+    ):
         raise TraceError(f"{path}: metadata quantile_levels: expected rising numbers from 0 to 1")
     return ClientLengths(
         pool=columns.labels("pool"),
@@ -105,13 +118,15 @@ class _Columns:
             raise self.origin.empty()
         self.table = pa.concat_tables(parts).unify_dictionaries()
 
-    def stated(self, key: str, default: Any) -> Any:
-        """A value of the metadata."""
+    def stated(self, key: str, default: Any) -> Numbers:
+        """A number of the metadata, or a list of them."""
+        text = self.metadata.get(key, json.dumps(default))
         try:
-            return json.loads(self.metadata[key]) if key in self.metadata else default
-        except ValueError:
-            value = self.metadata[key]
-            raise TraceError(f"{self.origin.name}: metadata {key} is {shown(value)}") from None
+            return np.array(json.loads(text), np.float64)
+        except (ValueError, TypeError, RecursionError):
+            raise TraceError(
+                f"{self.origin.name}: metadata {key} is {shown(text)}: expected numbers"
+            ) from None
 
     def numbers(self, name: str, least: float = 0.0) -> Numbers:
         read = numbers(present(self.table[name], name, self.origin), name, self.origin)

@@ -49,6 +49,7 @@ class Request:
     """What the lines so far say of one request."""
 
     line: int  # 0-based, of its first
+    was_received: bool = False
     time_s: float | None = None
     prompt_tokens: int | None = None
     output_tokens: int | None = None
@@ -100,12 +101,14 @@ def _requests(path: Path) -> dict[str, Request]:
     with path.open("rb") as file:
         for number, line in enumerate(file):
             _note(requests, calendar, line, number)
-    received = {name: r for name, r in requests.items() if r.time_s is not None}
+    received = {name: r for name, r in requests.items() if r.was_received}
+    origin = Origin(str(path))
     for name, request in received.items():
+        if request.time_s is None:
+            raise origin.error(request.line, "time", None, "a stamp like 08-19 12:00:00")
         if request.output_tokens and request.prompt_tokens is None:
-            raise Origin(str(path)).error(
-                request.line, "prompt_token_ids", None, f"a list of numbers for {name}; use {FLAGS}"
-            )
+            expected = f"a list of numbers for {name}; use {FLAGS}"
+            raise origin.error(request.line, "prompt_token_ids", None, expected)
     return received
 
 
@@ -123,6 +126,7 @@ def _note(requests: dict[str, Request], calendar: "Calendar", line: bytes, numbe
     if ids := PROMPT_IDS.match(line):
         request.prompt_tokens = _count(ids[1])
     if found["received"] is not None:
+        request.was_received = True
         request.time_s = calendar.seconds(line[: found.start()])
 
 
