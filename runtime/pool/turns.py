@@ -184,12 +184,10 @@ def evict_residents(state: State, g: int, m: int, is_lost: bool) -> None:
 
 @inner
 def leave_residents(state: State, g: int) -> None:
-    """What a switch does to the KV of the model that g leaves: lost, kept, or moved out."""
+    """What a switch does to the KV of the model that g leaves: kept, lost, or moved out."""
     pool = state.pool[0]
-    if pool.kv_survives_switch == 0:
-        evict_residents(state, g, state.instances[g].model, True)
-    elif pool.kv_stays == 0:
-        evict_residents(state, g, state.instances[g].model, False)
+    if pool.kv_stays == 0:
+        evict_residents(state, g, state.instances[g].model, pool.kv_survives_switch == 0)
 
 
 @inner
@@ -256,7 +254,7 @@ def make_room(state: State, g: int, m: int, phases: int, tag: int) -> int:
         return room
     for other in range(state.models.shape[0]):
         if other != m:
-            evict_residents(state, g, other, False)
+            evict_residents(state, g, other, state.pool[0].kv_survives_switch == 0)
     return capacity_bytes(state, m)
 
 
