@@ -106,6 +106,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return _dataclass(kind, value, where)
     if get_origin(kind) is tuple:
         return _tuple(kind, value, where)
+    if get_origin(kind) is dict:
+        return _mapping(get_args(kind)[1], value, where)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _member(kind, value, where)
     return _scalar(kind, value, where)
@@ -120,6 +122,12 @@ def _tuple(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
         raise UserError(f"{where}={value!r}: expected {len(kinds)} entries")
     pairs = zip(kinds, value, strict=True)
     return tuple(_value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(pairs))
+
+
+def _mapping(kind: Any, value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}={value!r}: expected entries like {{name:...}}")
+    return {str(key): _value(kind, entry, f"{where}.{key}") for key, entry in value.items()}
 
 
 def _member(kind: type[Enum], value: Any, where: str) -> Enum:

@@ -4,10 +4,11 @@ Imports nothing of the project. Times are int64 nanoseconds inside the pool (`_n
 seconds at the edges (`_s`); memory is bytes, or KV blocks of `block_tokens` tokens.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-from runtime.errors import UserError
+from runtime.errors import UserError, nearest
 
 NS = 1_000_000_000
 NONE = -1  # "no instance / model / slot" in the integer columns of the tables
@@ -136,16 +137,43 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSlo:
+    """Where one model's SLO differs; None: as for all."""
+
+    ttft_s: float | None = None
+    tbt_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SloSpec:
-    """Token i (0-based) is due at arrival + ttft_s + i * tbt_s."""
+    """Token i (0-based) is due at arrival + ttft_s + i * tbt_s; `models`: exceptions by name."""
 
     ttft_s: float = 10.0
     tbt_s: float = 0.1
+    models: dict[str, ModelSlo] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("ttft_s", "tbt_s"):
-            if not 0 < getattr(self, name) < FOREVER_NS / NS:
-                raise UserError(f"slo.{name}={getattr(self, name)}: expected more than 0 seconds")
+        own = {f"slo.models.{name}": slo for name, slo in (self.models or {}).items()}
+        for where, slo in {"slo": self, **own}.items():
+            for name in ("ttft_s", "tbt_s"):
+                value = getattr(slo, name)
+                if value is not None and not 0 < value < FOREVER_NS / NS:
+                    raise UserError(f"{where}.{name}={value}: expected more than 0 seconds")
+
+    def of(self, model: str) -> "SloSpec":
+        """What holds for one model."""
+        own = (self.models or {}).get(model, ModelSlo())
+        return SloSpec(
+            ttft_s=self.ttft_s if own.ttft_s is None else own.ttft_s,
+            tbt_s=self.tbt_s if own.tbt_s is None else own.tbt_s,
+        )
+
+    def check_models(self, served: Iterable[str]) -> None:
+        """Raises UserError for an exception that names a model not served."""
+        known = set(served)
+        for name in self.models or ():
+            if name not in known:
+                raise UserError(f"slo.models.{name}: no such model; {nearest(name, known)}")
 
 
 POOL_BOUNDS: dict[str, tuple[float, float]] = {  # what keeps all times and sums in 64 bits

@@ -189,7 +189,10 @@ def run_window(plan: Plan, pool: PoolSpec, policy: Policy, window: Window, load:
 
 def last_deadline_s(trace: Trace, slo: SloSpec) -> float:
     """When the last token of a trace is due: what is unfinished then is late for good."""
-    return float((trace.arrival_s + slo.ttft_s + slo.tbt_s * trace.output_tokens).max())
+    slos = [slo.of(name) for name in trace.models]
+    ttft_s = np.array([own.ttft_s for own in slos])[trace.model]
+    tbt_s = np.array([own.tbt_s for own in slos])[trace.model]
+    return float((trace.arrival_s + ttft_s + tbt_s * trace.output_tokens).max())
 
 
 def window_trace(trace: Trace, window: Window, load: float) -> tuple[Trace, float]:

@@ -13,6 +13,7 @@ from runtime.core import NONE, NS, RequestPhase
 from runtime.emulator.profile import load_profile
 from runtime.emulator.run import build_state, run
 from runtime.errors import UserError, nearest
+from runtime.pool.placement import preload
 from runtime.pool.state import Table
 from runtime.protocol import Policy
 from runtime.timeline.decisions import decision_log, named, nullable
@@ -37,6 +38,7 @@ def record_window(plan: Plan, policy: Policy, start_s: float, end_s: float) -> R
     part, _ = window_trace(plan.trace, plan.windows[0], 1.0)
     done = run(part, plan.pool, policy, plan.slo, horizon_s=end_s, journal=True)
     fresh = build_state(done.pool, part.models, plan.slo, load_profile(done.pool.profile))
+    preload(fresh, done.placement)
     shown = timeline(fresh, done.journal, start_ns=round(start_s * NS), end_ns=round(end_s * NS))
     return Recording(policy.name, part.models, done.journal, shown)
 

@@ -74,7 +74,7 @@ def summary(
         "commit": commit(),
         "trace": None if trace is None else trace_facts(trace),
         "pool": None if pool is None else pool_facts(pool),
-        "slo": None if slo is None else {"ttft_s": slo.ttft_s, "tbt_s": slo.tbt_s},
+        "slo": None if slo is None else slo_facts(slo),
         "profile": None if pool is None else profile_facts(pool.profile),
         "results": list(results),
     }
@@ -106,6 +106,13 @@ def trace_facts(trace: Trace) -> dict[str, Any]:
         "licence": trace.licence,
         "lineage": list(trace.lineage),
     }
+
+
+def slo_facts(slo: SloSpec) -> dict[str, Any]:
+    """What holds for all; `models` only where some have their own, each in full."""
+    facts: dict[str, Any] = {"ttft_s": slo.ttft_s, "tbt_s": slo.tbt_s}
+    own = {name: slo_facts(slo.of(name)) for name in slo.models or ()}
+    return {**facts, "models": own} if own else facts
 
 
 def pool_facts(pool: PoolSpec) -> dict[str, Any]:

@@ -127,6 +127,8 @@ def assumptions(comparison: Comparison) -> list[str]:
     deals = f" and {spec.seeds} deals of model sizes" if spec.seeds > 1 else ""
     measured = "measured" if profile.kind == "measured" else f"{profile.kind}, not measured"
     sizes = sorted(set(pool.checkpoints))
+    exceptions = plan.slo.models or {}
+    own = f" ({counted(len(exceptions), 'model')} with an SLO of its own)" if exceptions else ""
     groups = f", {pool.tp} GPUs an instance" if pool.tp > 1 else ""
     return [
         f"Trace: {trace.name} ({trace.kind}), {trace.requests:,} requests of"
@@ -136,7 +138,7 @@ def assumptions(comparison: Comparison) -> list[str]:
         f" {counted(pool.weight_slots, 'weight slot')}, {pool.h2d_bytes_s / 1e9:g} GB/s host to"
         f" device; models are dealt {counted(len(sizes), 'checkpoint')}: {', '.join(sizes)}.",
         f"SLO: first token within {plan.slo.ttft_s:g} s, then one every {plan.slo.tbt_s * 1e3:g}"
-        " ms; token i is on time if it appears by arrival + TTFT + i * TBT.",
+        f" ms{own}; token i is on time if it appears by arrival + TTFT + i * TBT.",
         f"Intervals: {100 * spec.confidence:g} %, paired bootstrap over {units}{deals},"
         f" {spec.draws} draws. Emulated, not run on GPUs.",
     ]

@@ -6,9 +6,10 @@ instance is a GPU or a TP group. As in the paper, mean rates and lengths are kno
 
 Simplification: co-located models share an instance in time, by turns of a TBT divided by the number
 of residents, where MuxServe shares its SMs. No turn loads weights or moves KV while there is room
-for both, whatever the pool's engine can do otherwise. The cost: one model's decoding, bound by memory bandwidth, never overlaps with another's
-prefill, bound by compute, so MuxServe is understated where both are busy (the paper reports up to
-1.8x the throughput of its baselines); where one is idle nothing is lost.
+for both, whatever the pool's engine can do otherwise. The cost: one model's decoding, bound by
+memory bandwidth, never overlaps with another's prefill, bound by compute, so MuxServe is
+understated where both are busy (the paper reports up to 1.8x the throughput of its baselines);
+where one is idle nothing is lost.
 """
 
 from dataclasses import dataclass, replace

@@ -69,6 +69,7 @@ def main(config: Config) -> None:
             seed=config.seed,
         )
     )
+    config.slo.check_models(trace.models)
     pool = pool_of_size(config.pool, config.gpus)
     folder = chosen_folder("bench", config.run)
     if config.bench is Bench.EMULATOR:

@@ -20,7 +20,8 @@ from aegaeon_rl.evaluation.report import cell_text, difference_text, verdict
 from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.profile import load_profile
 from runtime.errors import UserError
-from traces.source import TraceSource
+from traces import Trace
+from traces.source import TraceSource, open_trace
 
 console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 SHOWN = (  # metric, heading, kind: what fits a terminal
@@ -51,6 +52,12 @@ class Common:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: expected 0 or more")
+
+    def opened_trace(self) -> Trace:
+        """Raises UserError for a trace that cannot be read, or an SLO of a model not in it."""
+        trace = open_trace(self.trace)
+        self.slo.check_models(trace.models)
+        return trace
 
     def profiled_pool(self) -> PoolSpec:
         """Raises UserError for a profile that does not exist."""

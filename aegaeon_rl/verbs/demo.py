@@ -32,7 +32,6 @@ from runtime.core import PoolSpec
 from runtime.errors import UserError
 from runtime.protocol import Policy
 from traces import describe
-from traces.source import open_trace
 
 NEXT = """Try next:
   your own trace      aegaeon-rl trace action=describe trace.path=YOURS.parquet
@@ -60,7 +59,7 @@ def main(config: Config) -> None:
 
     folder = chosen_folder("demo", config.run)
     check_folder(folder, config)
-    trace, pool = open_trace(config.trace), config.profiled_pool()
+    trace, pool = config.opened_trace(), config.profiled_pool()
     policies = [make_policy(name) for name in config.policies]
     job = Job(
         trace=trace.scale_rate(config.harder),

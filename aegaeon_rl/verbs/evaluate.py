@@ -22,7 +22,6 @@ from aegaeon_rl.verbs.common import (
     run_folder,
 )
 from runtime.protocol import Policy
-from traces.source import open_trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +33,7 @@ class Config(Common):
 def main(config: Config) -> None:
     policies = [make_policy(name) for name in config.policies]
     plan = Plan(
-        trace=open_trace(config.trace),
+        trace=config.opened_trace(),
         pool=config.profiled_pool(),
         slo=config.slo,
         spec=config.evaluate,

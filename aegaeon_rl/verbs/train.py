@@ -38,7 +38,6 @@ from aegaeon_rl.verbs.common import (
 from aegaeon_rl.verbs.evaluate import write_comparison
 from runtime.errors import UserError
 from runtime.protocol import Policy
-from traces.source import open_trace
 
 VERDICT_ONLY = (
     *("evaluate.loads", "evaluate.baseline", "evaluate.gantt_s"),
@@ -58,7 +57,7 @@ def main(config: Config) -> None:
     folder = chosen_folder("train", config.run)
     others = [make_policy(name) for name in config.policies]
     job = Job(
-        trace=open_trace(config.trace),
+        trace=config.opened_trace(),
         pool=config.profiled_pool(),
         slo=config.slo,
         spec=config.train,

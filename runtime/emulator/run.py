@@ -23,7 +23,8 @@ class PolicyStuckError(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class Run:
     """What a run left behind. `results` [R] are RESULT rows in arrival order, `journal` [J] EVENTs,
-    `gaps` the histogram of token gaps (runtime.slo), `instances` the final INSTANCE table."""
+    `gaps` the histogram of token gaps (runtime.slo), `instances` the final INSTANCE table. A replay
+    of the journal starts from `placement`, (instance, model) pairs that were preloaded."""
 
     pool: PoolSpec
     models: tuple[ModelSpec, ...]
@@ -36,6 +37,7 @@ class Run:
     events: int
     refused: int
     recomputed: int
+    placement: tuple[tuple[int, int], ...] = ()
 
 
 def build_state(
@@ -44,7 +46,7 @@ def build_state(
     """An empty pool that serves `names` with checkpoints in order of first appearance."""
     models = assign_checkpoints(names, pool.checkpoints)
     costs = profile.table(models, pool.tp)
-    return new_state(pool, models, (slo,) * len(models), costs, capacity=capacity)
+    return new_state(pool, models, tuple(map(slo.of, names)), costs, capacity=capacity)
 
 
 def build_sim(
@@ -104,8 +106,10 @@ def run(
     configured = policy.configure(pool)
     rows = 1 << 16 if journal else 0
     sim = build_sim(trace, configured, slo, horizon_s=horizon_s, journal_rows=rows)
+    placement: tuple[tuple[int, int], ...] = ()
     if isinstance(policy, Places):
-        preload(sim.state, policy.placement(sim.state, workload_of(trace)))
+        placement = policy.placement(sim.state, workload_of(trace))
+        preload(sim.state, placement)
     drive(sim, policy)
     control, final = sim.control[0], sim.state.pool[0]
     return Run(
@@ -120,4 +124,5 @@ def run(
         events=int(control["events"]),
         refused=int(control["refused"]),
         recomputed=int(final["recomputed"]),
+        placement=placement,
     )

@@ -133,6 +133,7 @@ def evaluate() -> Iterator[Any]:
         ["trace.path=a.csv", "trace.where='day=1'", "trace.duration_s=60", "policies=[index]"],
         ["evaluate.loads=[1,2.5]", "evaluate.baseline=index", "evaluate.sizing=false"],
         ["pool.dispatch=push", "pool.prefetch=none", "pool.nodes=1", "slo.tbt_s=0.05"],
+        ["slo.models={qwen/7b-x.1:{ttft_s:1,tbt_s:0.05},b:{tbt_s:1}}"],
     ],
 )
 def test_yaml_of_a_configuration_reads_back_as_it_was(evaluate: Any, overrides: list[str]) -> None:
@@ -195,6 +196,7 @@ def test_flags_are_told_from_overrides() -> None:
     [
         "trace.path=x", "trace.where='w=1'", "trace.start_s=1", "trace.duration_s=1",
         "trace.rate_scale=8", "pool=h20x8", "profile=h100", "slo.ttft_s=1", "slo.tbt_s=1",
+        "slo.models={a:{tbt_s:1}}",
         "policies=[a,b]", "seed=1", "run.dir=x", "evaluate.windows=0", "pool.weight_slots=3",
         "++seed=1", "~seed", "hydra.verbose=true",
     ],

@@ -404,7 +404,7 @@ class ScriptedPool:
         self.models = assign_checkpoints(trace.models, self.spec.checkpoints)
         self.costs = load_profile(self.spec.profile).table(self.models, self.spec.tp)
         self.state: State = new_state(
-            self.spec, self.models, (slo,) * len(self.models), self.costs, capacity=1024
+            self.spec, self.models, tuple(map(slo.of, trace.models)), self.costs, capacity=1024
         )
         sizes = [model.weight_bytes for model in self.models]
         reserved = self.spec.weight_slots * max(sizes) if self.spec.slots_reserved else 0
@@ -608,8 +608,9 @@ class ScriptedPool:
         req = self.state.requests[r]
         i = int(req["id"])
         times, result = self.tokens[i], self.results[i]
-        arrival_ns, ttft_ns = int(result["arrival_ns"]), round(self.slo.ttft_s * 1e9)
-        tbt_ns = round(self.slo.tbt_s * 1e9)
+        slo = self.slo.of(self.trace.models[req["model"]])
+        arrival_ns, ttft_ns = int(result["arrival_ns"]), round(slo.ttft_s * 1e9)
+        tbt_ns = round(slo.tbt_s * 1e9)
         result["phase"], result["emitted_tokens"] = req["phase"], len(times)
         result["first_token_ns"] = times[0] if times else NONE
         result["last_token_ns"] = times[-1] if times else arrival_ns

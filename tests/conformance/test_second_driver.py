@@ -14,6 +14,7 @@ from runtime.core import (
     DecisionKind,
     Dispatch,
     EventKind,
+    ModelSlo,
     Phases,
     PoolSpec,
     PrefetchMode,
@@ -148,6 +149,8 @@ def draw(seed: int) -> Scenario:
     horizon = float(rng.uniform(0.1, 4.0)) if rng.random() < 0.2 else None
     trace, pool = draw_trace(rng), draw_pool(rng)
     pool = replace(pool, kv_stays=bool(rng.random() < 0.3))
+    own = ModelSlo(ttft_s=float(rng.choice([0.2, 2.0])), tbt_s=float(rng.choice([0.01, 0.3])))
+    slo = replace(slo, models={"m1": own})
     if seed % 2:
         pool = with_engine_limits(pool, np.random.default_rng([seed, 1]))
     if seed % 5 == 1 and "sosp25" not in pool.profile:

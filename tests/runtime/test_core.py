@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from runtime.core import EventKind, KvPlace, Phases, PoolSpec, Stage
+from runtime.core import EventKind, KvPlace, ModelSlo, Phases, PoolSpec, SloSpec, Stage
 from runtime.errors import UserError
 
 GOOD: dict[str, Any] = {"name": "p", "profile": "none", "checkpoints": ("c",)}
@@ -34,6 +34,37 @@ def test_pool_spec_names_key_value_and_expectation(changes: dict[str, Any], mess
     with pytest.raises(UserError) as caught:
         PoolSpec(**(GOOD | changes))
     assert str(caught.value) == message
+
+
+def test_a_models_own_slo_replaces_only_what_it_states() -> None:
+    slo = SloSpec(ttft_s=5.0, tbt_s=0.2, models={"a": ModelSlo(tbt_s=0.05)})
+    assert slo.of("a") == SloSpec(ttft_s=5.0, tbt_s=0.05)
+    assert slo.of("b") == SloSpec(ttft_s=5.0, tbt_s=0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ttft_s": 0.0}, "slo.ttft_s=0.0: expected more than 0 seconds"),
+        ({"tbt_s": float("nan")}, "slo.tbt_s=nan: expected more than 0 seconds"),
+        (
+            {"models": {"a": ModelSlo(), "b": ModelSlo(tbt_s=-1.0)}},
+            "slo.models.b.tbt_s=-1.0: expected more than 0 seconds",
+        ),
+    ],
+)
+def test_slo_names_key_value_and_expectation(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        SloSpec(**changes)
+    assert str(caught.value) == message
+
+
+def test_an_slo_of_a_model_not_served_names_the_nearest() -> None:
+    slo = SloSpec(models={"chat": ModelSlo(), "caht": ModelSlo()})
+    with pytest.raises(UserError) as caught:
+        slo.check_models(("chat", "code"))
+    expected = "slo.models.caht: no such model; did you mean 'chat'? known: chat, code"
+    assert str(caught.value) == expected
 
 
 def test_pool_spec_counts_the_instances_of_all_nodes() -> None:

@@ -20,7 +20,7 @@ from aegaeon_rl.evaluation.compare import (
 from aegaeon_rl.evaluation.metrics import sample_of
 from aegaeon_rl.evaluation.spec import Window
 from aegaeon_rl.policies.registry import make_policy
-from runtime.core import NS, PoolSpec, SloSpec
+from runtime.core import NS, ModelSlo, PoolSpec, SloSpec
 from runtime.emulator.run import run
 from runtime.errors import UserError
 from traces import Trace
@@ -208,6 +208,8 @@ def test_stopping_at_the_last_deadline_loses_no_token_on_time(
 def test_last_deadline_is_that_of_the_longest_wait(trace_of: Any) -> None:
     trace = trace_of([(0.0, 0, 9, 500), (1.0, 0, 9, 3)])
     assert last_deadline_s(trace, SloSpec(ttft_s=2.0, tbt_s=0.1)) == pytest.approx(52.0)
+    patient = SloSpec(ttft_s=2.0, tbt_s=0.1, models={"m0": ModelSlo(ttft_s=100.0)})
+    assert last_deadline_s(trace, patient) == pytest.approx(150.0)
     assert last_deadline_s(trace.rows(slice(1, 2)), SloSpec(ttft_s=2.0, tbt_s=0.1)) == (
         pytest.approx(3.3)
     )

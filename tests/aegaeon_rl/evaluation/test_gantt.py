@@ -12,6 +12,7 @@ from aegaeon_rl.evaluation.export import record_window
 from aegaeon_rl.evaluation.gantt import LOOKS, Bar, bars, share_of
 from aegaeon_rl.policies.registry import make_policy
 from runtime.core import NONE, NS, PoolSpec
+from runtime.timeline.decisions import decision_log
 from runtime.timeline.spans import SERVICE, SPAN, Samples, SpanKind, Timeline
 
 EMPTY = np.zeros(0, np.int64)
@@ -75,6 +76,23 @@ def test_shares_are_of_all_gpu_time() -> None:
     drawn = bars(timeline_of(0.0, 10.0))
     shares = {look: share_of(drawn, look, 2 * 10.0) for look in set(LOOKS.values())}
     assert shares == {"weights": 0.05, "KV": 0.025, "work": 0.2, "down": 0.25}
+
+
+@pytest.mark.parametrize("name", ["muxserve", "dedicated"])
+def test_a_placed_policy_is_recorded_from_its_placement(
+    plan_of: Any, pool: PoolSpec, name: str
+) -> None:
+    """Seven models on two instances: some are refused, and no weights ever move."""
+    plan: Plan = plan_of(on=pool)
+    recording = record_window(plan, make_policy(name), 5.0, 40.0)
+    drawn = bars(recording.timeline)
+    assert {bar.look for bar in drawn} == {"work"}
+    assert len({bar.model for bar in drawn}) == {"muxserve": 4, "dedicated": 2}[name]
+    log = decision_log(recording.timeline, recording.journal, recording.models)
+    routes = [row for row in log.to_pylist() if row["kind"] == "route"]
+    refused = {row["model"] for row in routes if row["instance"] is None}
+    assert refused.isdisjoint(row["model"] for row in routes if row["instance"] is not None)
+    assert refused
 
 
 @pytest.mark.parametrize("name", ["aegaeon", "serverlessllm", "index"])

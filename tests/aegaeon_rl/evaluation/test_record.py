@@ -18,7 +18,7 @@ from aegaeon_rl.evaluation.record import (
     write_text,
     written_aside,
 )
-from runtime.core import PoolSpec, SloSpec
+from runtime.core import ModelSlo, PoolSpec, SloSpec
 from runtime.errors import UserError
 from traces import Trace
 
@@ -50,6 +50,13 @@ def test_summary_has_every_key_of_the_contract(
     assert content["slo"] == {"ttft_s": 10.0, "tbt_s": 0.1}
     assert (content["profile"]["name"], content["profile"]["kind"]) == ("h100", "derived")
     assert content["results"] == [{"policy": "index", "token_attainment": 0.5, "ttft_p99_s": None}]
+
+
+def test_summary_states_the_slo_of_models_with_their_own(market: Trace, pool: PoolSpec) -> None:
+    slo = SloSpec(models={"a": ModelSlo(ttft_s=1.0)})
+    assert summary("evaluate", 0, market, pool, slo, [])["slo"] == {
+        "ttft_s": 10.0, "tbt_s": 0.1, "models": {"a": {"ttft_s": 1.0, "tbt_s": 0.1}},
+    }  # fmt: skip
 
 
 def test_summary_of_a_verb_without_a_pool_keeps_the_keys() -> None:

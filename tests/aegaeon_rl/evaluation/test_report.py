@@ -24,7 +24,7 @@ from aegaeon_rl.evaluation.report import (
 )
 from aegaeon_rl.evaluation.sizing import Sizing
 from aegaeon_rl.policies.registry import make_policy
-from runtime.core import SloSpec
+from runtime.core import ModelSlo, SloSpec
 from runtime.protocol import Policy
 from traces import Trace
 
@@ -194,6 +194,8 @@ def test_assumptions_say_what_was_emulated(comparison: Comparison, plan_of: Any)
     whole = replace(comparison, plan=plan_of(windows=0, seeds=2))
     assert "from an empty pool, which is a transient" in "\n".join(assumptions(whole))
     assert "and 2 deals of model sizes" in "\n".join(assumptions(whole))
+    own = replace(comparison, plan=plan_of(slo=SloSpec(models={"a": ModelSlo()})))
+    assert "every 100 ms (1 model with an SLO of its own)" in "\n".join(assumptions(own))
     many = replace(comparison, plan=plan_of(windows=5, window_s=20.0))
     assert "paired bootstrap over 5 windows" in "\n".join(assumptions(many))
 

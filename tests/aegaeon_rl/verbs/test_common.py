@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from aegaeon_rl.config import build
 from aegaeon_rl.verbs.common import Common, RunSection, chosen_folder, command, run_folder
-from runtime.core import PoolSpec, SloSpec
+from runtime.core import ModelSlo, PoolSpec, SloSpec
 from runtime.errors import UserError
 from traces.source import TraceSource
 
@@ -35,6 +35,14 @@ def test_profile_replaces_the_pools_own(common: Any) -> None:
     assert common(profile="h200").profiled_pool().profile == "h200"
     with pytest.raises(UserError, match=r"^profile=h20: did you mean 'h200'\? known: "):
         common(profile="h20").profiled_pool()
+
+
+def test_an_slo_of_its_own_needs_a_model_of_the_trace(common: Any) -> None:
+    trace = common().opened_trace()
+    known = SloSpec(models={trace.models[0]: ModelSlo(tbt_s=1.0)})
+    assert common(slo=known).opened_trace().sha256 == trace.sha256
+    with pytest.raises(UserError, match=r"^slo\.models\.nope: no such model; known: "):
+        common(slo=SloSpec(models={"nope": ModelSlo()})).opened_trace()
 
 
 def test_run_folder_holds_the_configuration(common: Any, tmp_path: Path) -> None:

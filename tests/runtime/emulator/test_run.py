@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from aegaeon_rl.policies.registry import POLICIES, make_policy
-from runtime.core import PoolSpec, RequestPhase, SloSpec
+from runtime.core import ModelSlo, PoolSpec, RequestPhase, SloSpec
 from runtime.emulator.run import PolicyStuckError, run
 from runtime.errors import UserError
 from runtime.slo import gap_quantile_s
@@ -28,13 +28,14 @@ def test_run_leaves_the_same_journal_twice(burst: Trace, h100x4: PoolSpec, name:
 def test_run_serves_every_token_once_and_refuses_nothing(
     burst: Trace, h100x4: PoolSpec, name: str
 ) -> None:
-    result = run(burst, h100x4, make_policy(name), SLO)
+    pool = replace(h100x4, nodes=2)  # an instance for each model
+    result = run(burst, pool, make_policy(name), SLO)
     assert set(result.results["phase"]) == {RequestPhase.DONE}
     assert result.results["emitted_tokens"].tolist() == burst.output_tokens.tolist()
     assert result.gaps.sum() == burst.output_tokens.sum() - burst.requests
     assert result.refused == 0
     assert len(result.journal) == 0
-    assert result.instances["busy_ns"].sum() <= result.end_s * 1e9 * h100x4.instances
+    assert result.instances["busy_ns"].sum() <= result.end_s * 1e9 * pool.instances
 
 
 @EVERY_POLICY
@@ -65,6 +66,16 @@ def test_run_measures_the_gaps_between_tokens(trace_of: Any, flat_pool: Any, scr
     result = run(trace_of((0.0, 0, 100, 5)), flat_pool(), script([(0, 60.0)]), SLO)
     assert result.gaps.sum() == 4
     assert gap_quantile_s(result.gaps, 0.5) == pytest.approx(0.0102, rel=0.03)
+
+
+def test_run_holds_each_model_to_its_own_slo(trace_of: Any, flat_pool: Any, script: Any) -> None:
+    """All get the same tokens; a first token within 1 us, or others 1 ms apart, nobody gives."""
+    trace = trace_of((0.0, 0, 10, 5), (10.0, 1, 10, 5), (20.0, 2, 10, 5))
+    own = {"m1": ModelSlo(ttft_s=1e-6, tbt_s=60.0), "m2": ModelSlo(ttft_s=1e-6, tbt_s=1e-3)}
+    script_of = script([(0, 60.0), (1, 60.0), (2, 60.0)])
+    results = run(trace, flat_pool(), script_of, SloSpec(models=own)).results
+    assert results["on_time_tokens"].tolist() == [5, 4, 0]
+    assert results["emitted_tokens"].tolist() == [5, 5, 5]
 
 
 def test_run_names_a_policy_that_is_stuck(trace_of: Any, flat_pool: Any, script: Any) -> None:
