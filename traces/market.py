@@ -5,9 +5,10 @@ purpose), so that adding a model changes no other and the cut into chunks change
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from math import inf
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -160,9 +161,25 @@ def market_stream(spec: MarketSpec) -> TraceStream:
         models=tuple(f"model-{index:03d}" for index in range(spec.models)),
         start=lambda: _chunks(spec),
         optional=("session",) if spec.turns_mean > 1 else (),
-        lineage=(f"generate {spec.name} seed={spec.seed}",),
+        lineage=(f"generate {spec.name} seed={spec.seed}{_unusual(spec)}",),
         licence="Apache-2.0",
     )
+
+
+def _unusual(spec: MarketSpec) -> str:
+    """The keys that differ from their defaults, as the command line takes them."""
+    plain = MarketSpec()
+    keys = [f.name for f in fields(spec) if f.name not in ("name", "seed")]
+    values = [
+        (key, getattr(spec, key)) for key in keys if getattr(spec, key) != getattr(plain, key)
+    ]
+    return "".join(f" {key}={_text(value)}" for key, value in values)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_text, value))}]"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _chunks(spec: MarketSpec) -> Iterator[Chunk]:

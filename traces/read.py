@@ -74,17 +74,22 @@ def _trace(file: TableFile, plan: Plan, path: Path) -> Trace:
     name = file.metadata.get("name", path.stem)
     made = gathered.columns(plan.names.model_name or name)
     if "prefix_blocks" in made:
-        size = _block_tokens(file.metadata, plan.form)
+        size = block_tokens(file.metadata, plan.form)
         made["prefix_blocks"] = replace(made["prefix_blocks"], block_tokens=size)
-    steps = [*_lineage(file.metadata.get("lineage", "[]")), plan.step, *plan.left_out()]
-    steps += _in_order(made, clock)
-    return Trace(
-        **made,
-        name=f"{name}[{plan.where}]" if plan.where else name,
-        kind=_kind(file.metadata, plan.form, path),
-        lineage=tuple(steps),
-        licence=file.metadata.get("licence", file.metadata.get("license", "not stated")),
-    )
+    facts = stated(file, plan, path)
+    steps = [*facts.pop("lineage"), *plan.left_out(), *_in_order(made, clock)]
+    return Trace(**made, **facts, lineage=tuple(steps))
+
+
+def stated(file: TableFile, plan: Plan, path: Path) -> dict[str, Any]:
+    """Name, kind, licence and lineage as the metadata tell, this reading included."""
+    name = file.metadata.get("name", path.stem)
+    return {
+        "name": f"{name}[{plan.where}]" if plan.where else name,
+        "kind": _kind(file.metadata, plan.form, path),
+        "lineage": (*_lineage(file.metadata.get("lineage", "[]")), plan.step),
+        "licence": file.metadata.get("licence", file.metadata.get("license", "not stated")),
+    }
 
 
 def _in_order(made: dict[str, Any], clock: Clock) -> list[str]:
@@ -105,7 +110,7 @@ def _in_order(made: dict[str, Any], clock: Clock) -> list[str]:
     return steps
 
 
-def _block_tokens(stated: dict[str, str], form: Format) -> int | None:
+def block_tokens(stated: dict[str, str], form: Format) -> int | None:
     value = stated.get("prefix_block_tokens", "")
     return int(value) if value.isascii() and value.isdigit() else form.block_tokens
 

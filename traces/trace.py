@@ -34,6 +34,11 @@ class TraceKind(StrEnum):
     SYNTHETIC = "synthetic"
 
 
+def lower(*kinds: TraceKind) -> TraceKind:
+    """The kind furthest from production."""
+    return max(kinds, key=list(TraceKind).index)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
     """N requests in order of arrival. `model` [N] indexes `models`, which are in order of first
@@ -103,13 +108,18 @@ class Trace:
         return replace(cut, arrival_s=cut.arrival_s - start_s, lineage=(*self.lineage, step))
 
     def scale_rate(self, factor: float) -> "Trace":
-        """The same requests `factor` times as fast: compressed time, bursts keep their shape."""
+        """The same requests `factor` times as fast: compressed time, bursts keep their shape, and a
+        log is one no more."""
         if not (np.isfinite(factor) and factor > 0):
             raise TraceError(f"trace.rate_scale={factor}: expected a positive number")
         if factor == 1:
             return self
-        step = f"rate_scale {factor:g}"
-        return replace(self, arrival_s=self.arrival_s / factor, lineage=(*self.lineage, step))
+        return replace(
+            self,
+            arrival_s=self.arrival_s / factor,
+            kind=lower(self.kind, TraceKind.SEMI_SYNTHETIC),
+            lineage=(*self.lineage, f"rate_scale {factor:g}"),
+        )
 
     def head(self, n: int) -> "Trace":
         return replace(self.rows(slice(n)), lineage=(*self.lineage, f"head {n}"))

@@ -33,7 +33,7 @@ def test_generate_is_a_function_of_the_spec() -> None:
 def test_generate_states_what_it_made() -> None:
     trace = generate(SMALL)
     assert (trace.name, trace.kind) == ("market", TraceKind.SYNTHETIC)
-    assert trace.lineage == ("generate market seed=4",)
+    assert trace.lineage == ("generate market seed=4 models=6 duration_s=1800 rate_rps=2",)
     assert trace.span_s < 1800.0
     assert trace.arrival_s.tolist() == np.round(trace.arrival_s, 6).tolist()
 

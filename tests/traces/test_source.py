@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from traces import TraceError
-from traces.source import TraceSource, open_trace
+from traces.bundled import RECIPES
+from traces.source import TraceSource, open_stream, open_trace
+from traces.stream import collect
+from traces.write import write
 
 ROWS = "arrival_s,model,prompt_tokens,output_tokens,day\n" + "".join(
     f"{i},m{i % 3},10,{10 + i},{'mon' if i < 50 else 'tue=x'}\n" for i in range(100)
@@ -83,3 +86,40 @@ def test_mistakes_are_named(
     monkeypatch.setenv("AEGAEON_RL_CACHE", str(tmp_path))
     with pytest.raises(TraceError, match=message):
         open_trace(TraceSource(**({"path": file} | keys)))
+
+
+PARTS: list[dict[str, Any]] = [
+    {},
+    {"start_s": 20.0},
+    {"start_s": 20.0, "duration_s": 30.0, "rate_scale": 2.0},
+]
+
+
+@pytest.mark.parametrize("keys", PARTS)
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_open_stream_gives_the_requests_of_open_trace(
+    file: str, tmp_path: Path, keys: dict[str, Any], is_ours: bool
+) -> None:
+    if is_ours:
+        write(open_trace(TraceSource(path=file)), tmp_path / "ours.parquet")
+        file = str(tmp_path / "ours.parquet")
+    source = TraceSource(path=file, **keys)
+    streamed, whole = collect(open_stream(source)), open_trace(source)
+    assert streamed.sha256 == whole.sha256
+    assert (streamed.kind, streamed.name) == (whole.kind, whole.name)
+
+
+def test_open_stream_of_a_market_needs_no_file() -> None:
+    stream = open_stream(TraceSource(name="paper"))
+    assert len(stream.models) == 779
+    first = next(stream.chunks())
+    assert first.requests > 100_000
+    part = open_trace(TraceSource(name="paper", start_s=60.0, duration_s=600.0))
+    inside = (first.arrival_s >= 60) & (first.arrival_s < 660)
+    assert part.output_tokens.tolist() == first.output_tokens[inside].tolist()
+
+
+def test_market_that_does_not_fit_asks_for_a_part() -> None:
+    expected = RECIPES["paper"].rate_rps * RECIPES["paper"].duration_s
+    with pytest.raises(TraceError, match=rf"^trace\.name=paper: about {expected:,.0f} requests"):
+        open_trace(TraceSource(name="paper"))
