@@ -20,8 +20,8 @@ from runtime.timeline.spans import SpanKind, Timeline
 
 Event = dict[str, Any]
 
-QUEUES = 1  # process ids; node d has FIRST_NODE + d, requests the one after the last node
-FIRST_NODE = 2
+QUEUES = 1000  # process ids; node d has FIRST_NODE + d, requests the one after the last node
+FIRST_NODE = 1001  # viewers give a track whose number is its process's the first place
 TURNS, AHEAD, OUT = range(3)  # tracks of an instance
 TRACKS = {TURNS: "instance {}", AHEAD: "instance {}: weights ahead", OUT: "instance {}: KV out"}
 TRACK_OF = {SpanKind.LOAD_AHEAD: AHEAD, SpanKind.KV_OUT: OUT}
@@ -161,14 +161,15 @@ def requests(timeline: Timeline, models: Sequence[str]) -> Iterator[Event]:
         end = ts_us(timeline, last_ns)
         first_ns = int(life["first_token_ns"])
         first = ts_us(timeline, first_ns) if first_ns != NONE else end
-        common = {"cat": "request", "id": int(life["id"]), "pid": pid, "tid": 0}
+        own = {"local": str(life["id"])}  # local: a track of its process
+        common = {"cat": "request", "id2": own, "pid": pid, "tid": 0}
         model, phase = models[life["model"]], RequestPhase(int(life["phase"]))
         args = {
             name: int(life[name])
             for name in ("id", "prompt_tokens", "emitted_tokens", "on_time_tokens")
         }
         yield {"ph": "b", "name": model, "ts": begin, **common, "args": args}
-        for name, since, until in (("first token", begin, first), ("tokens", first, end)):
+        for name, since, until in (("to first token", begin, first), ("tokens", first, end)):
             if until > since:
                 yield {"ph": "b", "name": name, "ts": since, **common}
                 yield {"ph": "e", "name": name, "ts": until, **common}
@@ -179,18 +180,19 @@ def requests(timeline: Timeline, models: Sequence[str]) -> Iterator[Event]:
 
 
 def counters(timeline: Timeline) -> Iterator[Event]:
-    """Levels, where they changed."""
+    """Levels, where they changed. Viewers show a name and the key of its value together."""
     samples = timeline.samples
-    levels: list[tuple[int, str, Any]] = [
-        (QUEUES, "claimable requests", samples.claimable),
-        (QUEUES, "requests in flight", samples.in_flight),
+    levels: list[tuple[int, str, str, Any]] = [
+        (QUEUES, "requests", "that no turn owns", samples.claimable),
+        (QUEUES, "requests", "in flight", samples.in_flight),
     ]
     for d in np.unique(timeline.nodes).tolist():
-        levels.append((FIRST_NODE + d, "KV on GPUs (GB)", samples.kv_used_bytes[:, d] / 1e9))
-        levels.append((FIRST_NODE + d, "KV in host (GB)", samples.host_kv_used_bytes[:, d] / 1e9))
-    for pid, name, values in levels:
+        pid = FIRST_NODE + d
+        levels.append((pid, "KV", "on GPUs (GB)", samples.kv_used_bytes[:, d] / 1e9))
+        levels.append((pid, "KV", "in host memory (GB)", samples.host_kv_used_bytes[:, d] / 1e9))
+    for pid, name, key, values in levels:
         rounded = np.round(values, 3)
         for i in np.flatnonzero(np.diff(rounded, prepend=np.nan)):
             ts = ts_us(timeline, int(samples.time_ns[i]))
-            value = {"args": {"value": rounded[i].item()}}
-            yield {"ph": "C", "name": name, "pid": pid, "tid": 0, "ts": ts, **value}
+            args = {key: rounded[i].item()}
+            yield {"ph": "C", "name": name, "pid": pid, "tid": 0, "ts": ts, "args": args}

@@ -104,7 +104,7 @@ def test_exports_of_a_run_agree_with_each_other(cli: Any, tmp_path: Path) -> Non
     events = trace["traceEvents"]
     lives = [event for event in events if event["ph"] == "b" and "args" in event]
     assert len(lives) > 50
-    assert all(requests[event["id"]]["model"] == event["name"] for event in lives)
+    assert all(requests[int(event["id2"]["local"])]["model"] == event["name"] for event in lives)
     turns = {event["args"]["decision"]: event for event in events if event.get("cat") == "turn"}
     known = [row for row in decisions if row["kind"] == "turn" and row["end_s"]]
     assert len(known) > 50
