@@ -8,16 +8,17 @@ from traces.formats.chutes import CHUTES
 from traces.formats.format import Format
 from traces.formats.gateway import LITELLM, OPENAI_CHAT, OPENAI_RESPONSES
 from traces.formats.mooncake import MOONCAKE
-from traces.formats.own import OWN_FORMAT, SERVICE_FORMAT
+from traces.formats.own import OWN_FORMAT
 from traces.formats.qwen_bailian import QWEN_BAILIAN
 from traces.formats.servegen import refuse_client_tables
+from traces.formats.service import SERVICE
 from traces.formats.vllm import VLLM
 
 # The first that fits is taken: what has more columns stands before what has fewer.
 FORMATS = {
     form.name: form
     for form in (
-        *(SERVICE_FORMAT, OWN_FORMAT, VLLM, AZURE, BURSTGPT, QWEN_BAILIAN, MOONCAKE, AEGAEON),
+        *(SERVICE, OWN_FORMAT, VLLM, AZURE, BURSTGPT, QWEN_BAILIAN, MOONCAKE, AEGAEON),
         *(CHUTES, LITELLM, OPENAI_CHAT, OPENAI_RESPONSES),
     )
 }

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from traces import Trace, TraceError, TraceKind, UserError, read, write
 from traces.formats.registry import FORMATS
+from traces.formats.service import SCHEMA
 
 Save = Callable[[str, bytes | str], Path]
 
@@ -272,24 +273,33 @@ SAMPLES = {
     ),
     "service": Sample(
         name="requests.parquet",
-        table={
-            "arrival_s": [0.5, 1.0, 2.0, 3.0],
-            "model": ["a", "b", "a", "a"],
-            "prompt_tokens": [10, 20, 30, 40],
-            "output_tokens": [1, 2, 0, 4],
-            "client": ["k", None, None, None],
-            "priority": pa.array([0, 1, 0, 0], pa.int8()),
-            "request_id": ["r1", "r2", "r3", "r4"],
-            "status": ["done", "cancelled", "failed", "shed"],
-            "first_token_s": [0.7, 1.5, None, None],
-            "last_token_s": [0.9, 1.6, None, None],
-        },
+        table=dict(
+            zip(
+                SCHEMA.names,
+                [
+                    pa.array(column, kind)
+                    for column, kind in zip(
+                        zip(
+                            (0.5, "a", 10, 1, None, "k", 0, "r1", "done", 0.7, 0.7, 1, 0, 1, "p"),
+                            (1, "b", 20, 2, None, None, 1, "r2", "cancelled", 2, 3, 2, 0, 1, "p"),
+                            (2, "a", 30, 0, None, None, 0, "r3", "failed", *[None] * 5, "p"),
+                            (3, "a", 40, 0, None, None, 0, "r4", "shed", *[None] * 5, "p"),
+                            (4, "a", 50, 5, None, None, 0, "r5", "running", 5, 6, 5, 0, 1, "p"),
+                            strict=True,
+                        ),
+                        SCHEMA.types,
+                        strict=True,
+                    )
+                ],
+                strict=True,
+            )
+        ),
         arrival_s=[0.5, 1.0],
         models=["a", "b"],
         prompt=[10, 20],
         output=[1, 2],
         client=["k", None],
-        lineage=["left out 2 rows that failed"],
+        lineage=["left out 3 rows that failed"],
     ),
 }
 
