@@ -33,8 +33,8 @@ def test_seeds_are_not_negative(common: Any) -> None:
 def test_profile_replaces_the_pools_own(common: Any) -> None:
     assert common().profiled_pool().profile == "h100"
     assert common(profile="h200").profiled_pool().profile == "h200"
-    with pytest.raises(UserError, match=r"^profile=h20: did you mean 'h200'\? known: "):
-        common(profile="h20").profiled_pool()
+    with pytest.raises(UserError, match=r"^profile=h2000: did you mean 'h200'\? known: "):
+        common(profile="h2000").profiled_pool()
 
 
 def test_an_slo_of_its_own_needs_a_model_of_the_trace(common: Any) -> None:
