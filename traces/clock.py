@@ -73,7 +73,10 @@ class Clock:
         return self.zero != 0.0 or isinstance(self.zero, int) or bool(self.since_1970)
 
     def date(self, seconds: float) -> str | None:
-        """The moment `seconds` after `zero` as a date, where the file's times are dates."""
+        """The moment `seconds` after `zero` as a date, where the file's times are dates: some
+        files count from 1970 what happened since their own start."""
+        if isinstance(self.zero, int) and self.zero < EPOCH_S * 1e9:
+            return None
         if isinstance(self.zero, int):
             return _date(self.zero + round(seconds * 1e9))
         if self.since_1970 and self.zero is not None:

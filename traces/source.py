@@ -84,6 +84,8 @@ def _refuse_file_keys(source: TraceSource) -> None:
     for key, value in (("where", source.where), ("format", source.format)):
         if value is not None:
             raise TraceError(f"trace.{key}={value}: expected a file in trace.path as well")
+    for column, name in source.map.named.items():
+        raise TraceError(f"trace.map.{column}={name}: expected a file in trace.path as well")
 
 
 def _whole(source: TraceSource) -> Trace:

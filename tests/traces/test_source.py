@@ -8,6 +8,7 @@ import pytest
 
 from traces import TraceError
 from traces.bundled import RECIPES
+from traces.mapping import ColumnMap
 from traces.source import TraceSource, open_stream, open_trace
 from traces.stream import collect
 from traces.write import write
@@ -75,6 +76,10 @@ def test_lineage_tells_the_steps(file: str) -> None:
         (
             {"path": None, "name": "burstgpt_1"},
             "^trace.name=burstgpt_1: not fetched yet; ",
+        ),
+        (
+            {"path": None, "map": ColumnMap(model="m")},
+            "^trace.map.model=m: expected a file in trac",
         ),
         ({"path": None, "format": "azure"}, "^trace.format=azure: expected a file in trace.path"),
         ({"path": "absent.csv"}, "^absent.csv: no such file$"),
