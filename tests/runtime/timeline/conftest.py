@@ -13,6 +13,7 @@ from aegaeon_rl.policies.registry import make_policy
 from runtime.core import NONE, NS, EventKind, PoolSpec, SloSpec
 from runtime.emulator.profile import SCHEMA, load_profile
 from runtime.emulator.run import Run, build_state, run
+from runtime.pool.placement import preload
 from runtime.pool.state import EVENT, State
 from runtime.timeline.replay import timeline
 from runtime.timeline.spans import Timeline
@@ -84,6 +85,7 @@ def record(busy_trace: Trace, busy_pool: PoolSpec) -> Callable[..., Recorded]:
         )
         end_ns = None if horizon_s is None else round(horizon_s * NS)
         state = fresh(done.pool, busy_trace.models)
+        preload(state, done.placement)
         return Recorded(busy_trace, done, timeline(state, done.journal, end_ns=end_ns))
 
     return make
@@ -91,11 +93,13 @@ def record(busy_trace: Trace, busy_pool: PoolSpec) -> Callable[..., Recorded]:
 
 @pytest.fixture(scope="session")
 def recordings(record: Callable[..., Recorded]) -> dict[str, Recorded]:
-    """To the end under pull, roles with push, request level; cut off at 10 s; short of a queue."""
+    """To the end under pull, roles with push, request level, a placement; cut off at 10 s; short
+    of a queue."""
     return {
         "index": record("index"),
         "aegaeon": record("aegaeon"),
         "serverlessllm": record("serverlessllm"),
+        "muxserve": record("muxserve", vram_bytes=80_000_000_000, kv_fraction=0.9),
         "cut": record("index", 10.0),
         "shed": record("fcfs", max_queue=5),
     }

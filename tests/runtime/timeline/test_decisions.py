@@ -58,7 +58,7 @@ def test_log_of_a_hand_made_journal(round_pool: Any, fresh_state: Any, journal_o
     ]
 
 
-@pytest.mark.parametrize("name", ["index", "aegaeon", "serverlessllm", "cut", "shed"])
+@pytest.mark.parametrize("name", ["index", "aegaeon", "serverlessllm", "muxserve", "cut", "shed"])
 def test_log_has_every_answer_and_sums_to_the_spans(recordings: Any, name: str) -> None:
     trace, run, shown = recordings[name]
     log = decision_log(shown, run.journal, trace.models)

@@ -12,8 +12,10 @@ from runtime.pool.state import INSTANCE
 from runtime.timeline.replay import timeline
 from runtime.timeline.spans import PARTS, WORK, SpanKind, Timeline
 
-RUNS = pytest.mark.parametrize("name", ["index", "aegaeon", "serverlessllm", "cut", "shed"])
-ENDED = pytest.mark.parametrize("name", ["index", "aegaeon", "serverlessllm", "shed"])
+RUNS = pytest.mark.parametrize(
+    "name", ["index", "aegaeon", "serverlessllm", "muxserve", "cut", "shed"]
+)
+ENDED = pytest.mark.parametrize("name", ["index", "aegaeon", "serverlessllm", "muxserve", "shed"])
 ARRIVAL, TURN, SWITCHED, KV_IN, PREFILLED, STEPS, ENDS = (
     EventKind.ARRIVAL,
     EventKind.TURN,

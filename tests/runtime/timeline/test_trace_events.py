@@ -22,7 +22,9 @@ from runtime.timeline.trace_events import (
     write_trace,
 )
 
-RUNS = pytest.mark.parametrize("name", ["index", "aegaeon", "serverlessllm", "cut", "shed"])
+RUNS = pytest.mark.parametrize(
+    "name", ["index", "aegaeon", "serverlessllm", "muxserve", "cut", "shed"]
+)
 REQUIRED = {
     "M": {"name", "pid", "tid", "args"},
     "X": {"name", "cat", "pid", "tid", "ts", "dur"},
@@ -156,7 +158,7 @@ def test_flows_lead_through_slices_of_work(written: Any, name: str) -> None:
     for event in of(written[name], "s", "t", "f"):
         assert (event["pid"], event["tid"], event["ts"]) in slices
         chains[event["id"]] += event["ph"]
-    assert (len(chains) > 10) == (name != "serverlessllm")  # it serves a request in one turn
+    assert (len(chains) > 10) == (name != "serverlessllm")  # one turn a request
     for chain in chains.values():
         assert chain[0] == "s"
         assert chain[-1] == "f"
