@@ -314,7 +314,8 @@ class Replay:
 
         Model and decision default to those of the turn on g.
         """
-        if self.now_ns <= self.start_ns or start_ns >= self.end_ns:
+        is_before = self.now_ns <= self.start_ns and start_ns < self.start_ns
+        if is_before or start_ns >= self.end_ns:
             return NONE
         turn = self.turns[g]
         if model is None:

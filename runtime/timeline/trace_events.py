@@ -95,10 +95,9 @@ def track_of(span: Record) -> int:
 
 
 def slices(timeline: Timeline, models: Sequence[str]) -> Iterator[Event]:
-    """Complete events; of those that begin together on a track the longest comes first."""
+    """Complete events; a turn comes before the part that begins with it."""
     spans = timeline.spans
-    inner = spans["kind"] != SpanKind.TURN
-    for i in np.lexsort((inner, -spans["end_ns"], spans["start_ns"])):
+    for i in np.lexsort((spans["kind"] != SpanKind.TURN, spans["start_ns"])):
         span = spans[i]
         g, kind = int(span["instance"]), SpanKind(int(span["kind"]))
         ts = ts_us(timeline, int(span["start_ns"]))

@@ -107,6 +107,33 @@ def test_spans_of_a_hand_made_journal(
     assert first == [(0, ("PREFILL", 1.0)), (1, ("PREFILL", 2.0)), (0, ("DECODE", 2.75))]
 
 
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "expected"),
+    [
+        (0.0, 1.0, ["SWITCH 0.0", "TURN 0.0"]),
+        (1.7, 2.0, ["LOAD_AHEAD 1.0", "TURN 0.0"]),
+        (2.0, 2.5, ["SWITCH 2.0", "KV_OUT 2.0", "PREFILL 2.0", "TURN 2.0"]),
+        (2.5, 2.75, ["SWITCH 2.5", "KV_IN 2.5", "TURN 2.5"]),
+    ],
+)
+def test_what_only_touches_a_window_is_not_in_it(
+    round_pool: PoolSpec,
+    fresh_state: Any,
+    journal_of: Any,
+    start_s: float,
+    end_s: float,
+    expected: list[str],
+) -> None:
+    """But what takes no time is in the window that it begins."""
+    shown = timeline(
+        fresh_state(round_pool, ("a", "b")),
+        journal_of(*TWO_MODELS),
+        start_ns=round(start_s * NS),
+        end_ns=round(end_s * NS),
+    )
+    assert [f"{kind} {since_s}" for kind, since_s, *_ in told(shown)] == expected
+
+
 def test_what_a_failure_ends_is_cut(
     round_pool: PoolSpec, fresh_state: Any, journal_of: Any
 ) -> None:
@@ -208,7 +235,9 @@ def test_window_keeps_what_overlaps_it(
     start_ns, end_ns = round(start_s * NS), round(end_s * NS)
     state = fresh_state(run.pool, trace.models)
     part = timeline(state, run.journal, start_ns=start_ns, end_ns=end_ns)
-    spans = whole.spans[(whole.spans["end_ns"] > start_ns) & (whole.spans["start_ns"] < end_ns)]
+    begins = whole.spans["start_ns"] >= start_ns
+    is_in = (begins | (whole.spans["end_ns"] > start_ns)) & (whole.spans["start_ns"] < end_ns)
+    spans = whole.spans[is_in]
     assert part.spans.tobytes() == spans.tobytes()
     lives = whole.lives
     lives = lives[(lives["end_ns"] > start_ns) & (lives["arrival_ns"] < end_ns)]

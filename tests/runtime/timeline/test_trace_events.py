@@ -132,6 +132,7 @@ def test_slices_are_the_spans(recordings: Any, written: Any, name: str) -> None:
 def test_asynchronous_events_pair_and_nest(recordings: Any, written: Any, name: str) -> None:
     trace, _, shown = recordings[name]
     open_names: dict[int, list[str]] = defaultdict(list)
+    since: dict[tuple[int, str], int] = {}
     seen = set()
     for event in of(written[name], "b", "e"):
         request = int(event["id2"]["local"])
@@ -140,9 +141,12 @@ def test_asynchronous_events_pair_and_nest(recordings: Any, written: Any, name: 
             if not open_names[request]:
                 assert event["name"] == trace.models[trace.model[request]]
             open_names[request].append(event["name"])
+            since[request, event["name"]] = event["ts"]
             seen.add(request)
         else:
             assert open_names[request].pop() == event["name"]
+            is_outer = not open_names[request]
+            assert event["ts"] > since[request, event["name"]] or is_outer
     assert not any(open_names.values())
     assert seen == set(shown.lives["id"].tolist())
 
