@@ -70,6 +70,16 @@ def test_a_target_that_no_gpu_helps_to_reach_ends_the_search(plan_of: Any) -> No
     assert "out of reach" in sizing_sentence(sizing)
 
 
+def test_sizing_of_groups_counts_all_their_gpus(plan_of: Any, trace_of: Any) -> None:
+    """Three quiet models on instances of four GPUs: twelve dedicated, four in a pool."""
+    quiet = trace_of([(40.0 * i + m, m, 20, 5) for i in range(3) for m in (0, 1, 2)])
+    pool = PoolSpec(name="p", profile="h800", checkpoints=("Llama-3.1-70B",), tp=4)
+    plan = plan_of(quiet, on=pool, windows=0, target=0.9, slo=SloSpec(ttft_s=20.0))
+    sizing = size(plan, INDEX)
+    assert (sizing.dedicated, sizing.pooled) == (12, 4)
+    assert "dedicated 12 GPUs -> pooled 4" in sizing_sentence(sizing)
+
+
 def test_gpus_of_one_model_take_its_requests_in_turn(hot_plan: Plan) -> None:
     hot = hot_plan.trace.rows(hot_plan.trace.model == 0)
     halves = [dedicated_tokens(hot_plan, [hot.rows(slice(g, None, 2))], 0, 1) for g in (0, 1)]
