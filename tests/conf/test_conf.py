@@ -16,7 +16,7 @@ from aegaeon_rl.evaluation.spec import EvaluationSpec
 from aegaeon_rl.policies.registry import POLICIES, make_policy
 from aegaeon_rl.verbs import VERBS, trace
 from aegaeon_rl.verbs.evaluate import Config
-from runtime.catalog import assign_checkpoints
+from runtime.catalog import GPUS, assign_checkpoints
 from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.profile import load_profile
 from runtime.emulator.run import build_state
@@ -115,6 +115,14 @@ def test_ready_pools_are_as_large_as_their_names_say(composed: Any) -> None:
     for name in POOLS:
         pool = build(Config, composed("evaluate", f"pool={name}")).pool
         assert pool.gpus == int(name.partition("x")[2].partition("_")[0])
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_ready_pool_has_the_memory_and_port_of_its_gpu(composed: Any, name: str) -> None:
+    pool = build(Config, composed("evaluate", f"pool={name}")).pool
+    gpu = GPUS[load_profile(pool.profile).gpu]
+    assert pool.vram_bytes == gpu.vram_bytes
+    assert max(pool.h2d_bytes_s, pool.d2h_bytes_s) < gpu.pcie_bytes_s
 
 
 def test_the_artifacts_pool_has_its_cost_model(composed: Any) -> None:
