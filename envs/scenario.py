@@ -10,6 +10,7 @@ from runtime.core import NS, Dispatch, PoolSpec, PrefetchMode, SloSpec
 from runtime.emulator.loop import Signal
 from runtime.emulator.profile import load_profile
 from runtime.emulator.run import build_state
+from runtime.emulator.script import outside
 from runtime.emulator.tables import Sim, arrivals_of, grow_slots, new_sim
 from runtime.errors import UserError
 from runtime.pool.candidates import ROWS
@@ -81,12 +82,16 @@ def sample(spec: ScenarioSpec, rng: np.random.Generator) -> Sim:
     window = spec.trace.window(begin_s, length_s * scale, keep_models=True).scale_rate(scale)
     pool = role_free(spec.pool)
     state = build_state(pool, window.models, spec.slo, load_profile(pool.profile), capacity=512)
+    if pool.draws:
+        pool = replace(pool, seed=int(rng.integers(2**62)))
+    arrivals = arrivals_of(window)
     sim = new_sim(
         state,
-        arrivals_of(window),
+        arrivals,
         ttft_timeout_s=pool.ttft_timeout_s,
         noise=pool.noise,
-        seed=int(rng.integers(2**62)) if pool.noise > 0 else pool.seed,
+        seed=pool.seed,
+        script=outside(pool, arrivals),
     )
     warm_up(sim, spec.warm, spec.warm_s)
     sim.control["horizon_ns"] = round(length_s * NS)

@@ -186,6 +186,8 @@ POOL_BOUNDS: dict[str, tuple[float, float]] = {  # what keeps all times and sums
     "network_bytes_s": (0, 1e18),
     **dict.fromkeys(("kv_move_token_bytes", "lookahead_tokens", "prefill_budget_tokens"), (0, 1e9)),
     **dict.fromkeys(("command_s", "turn_overhead_s", "step_overhead_s", "step_quantum_s"), (0, 60)),
+    **dict.fromkeys(("mtbf_s", "cancel_after_s"), (0, 1e9)),
+    "mttr_s": (1e-3, 1e9),
     "noise": (0, 10),
     "seed": (0, 2**62),
     **dict.fromkeys(("max_wait_s", "ttft_timeout_s", "max_queue"), (0, 1e9)),
@@ -243,6 +245,9 @@ class PoolSpec:
     priorities: bool = False  # True: turns of higher request priority first
     ttft_timeout_s: float = 0.0  # 0: requests wait for ever
     max_queue: int = 0  # 0: no limit
+    mtbf_s: float = 0.0  # mean time of an instance to its failure; 0: none fails
+    mttr_s: float = 60.0  # mean time to its return
+    cancel_after_s: float = 0.0  # mean patience of clients; 0: endless
     noise: float = 0.0  # relative standard deviation of true prefill and decode times
     seed: int = 0  # of what the emulator draws
 
@@ -254,7 +259,14 @@ class PoolSpec:
     def gpus(self) -> int:
         return self.instances * self.tp
 
+    @property
+    def draws(self) -> bool:
+        """Does anything in the emulator depend on `seed`?"""
+        return self.noise > 0 or self.mtbf_s > 0 or self.cancel_after_s > 0
+
     def __post_init__(self) -> None:
+        if 0 < self.mtbf_s < 1:
+            raise UserError(f"pool.mtbf_s={self.mtbf_s}: expected 0 (none fails) or 1 s at least")
         for name, (low, high) in POOL_BOUNDS.items():
             check_within(f"pool.{name}", getattr(self, name), low, high)
         if self.roles and len(self.roles) != self.instances:

@@ -14,11 +14,13 @@ from runtime.core import (
     DecisionKind,
     EventKind,
     RequestPhase,
+    Stage,
 )
 from runtime.emulator.physics import cut_run, plan_load, plan_move_out, plan_stage
 from runtime.emulator.tables import Sim
 from runtime.pool import lists
 from runtime.pool.candidates import next_decision, pose
+from runtime.pool.state import State
 from runtime.pool.transitions import Outcome, apply, release
 from runtime.slo import qos_of
 
@@ -52,7 +54,8 @@ def advance(sim: Sim) -> int:
                 pose(state, decision, which, sim.event[0])
                 return Signal.DECISION
             if time_ns == FOREVER_NS:
-                return Signal.END if state.pool[0].in_flight == 0 else Signal.STUCK
+                is_over = state.pool[0].in_flight == 0 or not has_live_instance(state)
+                return Signal.END if is_over else Signal.STUCK
             if time_ns > control.horizon_ns:
                 return Signal.END
         if kind == EventKind.ARRIVAL and state.pool[0].free_head == NONE:
@@ -80,9 +83,25 @@ def next_timer(sim: Sim) -> tuple[int, int, int]:
     limit = sim.control[0].ttft_timeout_ns
     if limit > 0:
         oldest = _oldest_waiting(sim)
-        if oldest >= 0 and sim.arrivals.time_ns[oldest] + limit < best:
-            best, kind, index = sim.arrivals.time_ns[oldest] + limit, EventKind.EXPIRE.value, oldest
+        if oldest >= 0:  # its limit may have passed while a turn owned it
+            due = max(sim.state.pool[0].now_ns, sim.arrivals.time_ns[oldest] + limit)
+            if due < best:
+                best, kind, index = due, EventKind.EXPIRE.value, oldest
+    row = sim.control[0].scripted
+    if row < sim.script.shape[0]:
+        has_work = cursor < sim.arrivals.time_ns.shape[0] or sim.state.pool[0].in_flight > 0
+        due, due_kind = sim.script[row].time_ns, sim.script[row].kind
+        if has_work and (due < best or (due == best and kind > due_kind)):
+            best, kind, index = due, due_kind, row
     return best, kind, index
+
+
+@inner
+def has_live_instance(state: State) -> bool:
+    down = 0
+    for g in range(state.instances.shape[0]):
+        down += 1 if state.instances[g].stage == Stage.DOWN else 0
+    return bool(down < state.instances.shape[0])
 
 
 @inner
@@ -127,6 +146,9 @@ def _fire(sim: Sim, time_ns: int, kind: int, index: int) -> None:
         event.request, event.id = sim.slot[index], index
         commit(sim)
         return
+    if kind >= EventKind.CANCEL:
+        _fire_script(sim, index)
+        return
     timer = timers[index]
     event.instance = index
     if kind == EventKind.KV_OUT_DONE:
@@ -160,6 +182,28 @@ def _arrive(sim: Sim, index: int) -> None:
 
 
 @inner
+def _fire_script(sim: Sim, row: int) -> None:
+    """An event from outside, if it still finds what it is about."""
+    event, due, control = sim.event[0], sim.script[row], sim.control[0]
+    control.scripted += 1
+    if due.kind == EventKind.CANCEL:
+        if due.id < control.cursor:
+            req = sim.state.requests[sim.slot[due.id]]
+            if req.id == due.id and req.list != NONE and req.is_cancelled == 0:
+                event.id, event.request = due.id, sim.slot[due.id]
+                commit(sim)
+        return
+    g = due.instance
+    is_down = sim.state.instances[g].stage == Stage.DOWN
+    if is_down != (due.kind == EventKind.INSTANCE_JOINED):
+        return
+    event.instance = g
+    timer = sim.timers[g]
+    timer.compute_ns, timer.out_ns, timer.load_ns = FOREVER_NS, FOREVER_NS, FOREVER_NS
+    commit(sim)
+
+
+@inner
 def _fire_tokens(sim: Sim, g: int, kind: int, n: int) -> None:
     """Apply STEPS or PREFILLED, then FINISHED for each request that met its end there."""
     state, event = sim.state, sim.event[0]
@@ -175,7 +219,8 @@ def _fire_tokens(sim: Sim, g: int, kind: int, n: int) -> None:
     for i in range(touched):
         r = sim.touched[i]
         req = state.requests[r]
-        if req.emitted_tokens >= sim.arrivals.output_tokens[req.id]:
+        is_live = req.list != NONE  # not cancelled at this boundary
+        if is_live and req.emitted_tokens >= sim.arrivals.output_tokens[req.id]:
             event.request, event.id = r, req.id
             record(sim)
     drain(sim)

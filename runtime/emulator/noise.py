@@ -6,6 +6,7 @@ makes of (seed, instance, ordinal).
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from runtime.compiled import inner, kernel
 
@@ -28,6 +29,13 @@ def uniform(seed: int, stream: int, ordinal: int) -> float:
     word = mixed((word ^ np.uint64(stream)) + GOLDEN)
     word = mixed((word ^ np.uint64(ordinal)) + GOLDEN)
     return (float(word >> S11) + 0.5) / 9007199254740992.0
+
+
+@kernel
+def uniforms(seed: int, stream: int, out: npt.NDArray[np.float64]) -> None:
+    """Fill `out` with the first draws of a stream."""
+    for i in range(out.shape[0]):
+        out[i] = uniform(seed, stream, i)
 
 
 @kernel

@@ -9,6 +9,7 @@ from runtime.catalog import assign_checkpoints
 from runtime.core import NS, ModelSpec, PoolSpec, SloSpec
 from runtime.emulator.loop import Signal, keep_unfinished
 from runtime.emulator.profile import Profile, load_profile
+from runtime.emulator.script import outside
 from runtime.emulator.tables import Sim, arrivals_of, grow_journal, grow_slots, new_sim
 from runtime.pool.placement import preload
 from runtime.pool.state import State, Table, new_state
@@ -50,17 +51,25 @@ def build_state(
 
 
 def build_sim(
-    trace: Trace, pool: PoolSpec, slo: SloSpec, *, horizon_s: float | None, journal_rows: int
+    trace: Trace,
+    pool: PoolSpec,
+    slo: SloSpec,
+    *,
+    horizon_s: float | None,
+    journal_rows: int,
+    script: Table | None = None,
 ) -> Sim:
+    arrivals = arrivals_of(trace)
     state = build_state(pool, trace.models, slo, load_profile(pool.profile))
     return new_sim(
         state,
-        arrivals_of(trace),
+        arrivals,
         ttft_timeout_s=pool.ttft_timeout_s,
         horizon_s=horizon_s,
         journal_rows=journal_rows,
         noise=pool.noise,
         seed=pool.seed,
+        script=outside(pool, arrivals, script),
     )
 
 
@@ -101,11 +110,15 @@ def run(
     *,
     horizon_s: float | None = None,
     journal: bool = False,
+    script: Table | None = None,
 ) -> Run:
-    """Emulate `trace` on `pool` until every request has ended, or until `horizon_s`."""
+    """Emulate `trace` on `pool` until every request has ended, or until `horizon_s`.
+
+    `script` adds events from outside (runtime.emulator.script) to those the pool's rates draw.
+    """
     configured = policy.configure(pool)
     rows = 1 << 16 if journal else 0
-    sim = build_sim(trace, configured, slo, horizon_s=horizon_s, journal_rows=rows)
+    sim = build_sim(trace, configured, slo, horizon_s=horizon_s, journal_rows=rows, script=script)
     placement: tuple[tuple[int, int], ...] = ()
     if isinstance(policy, Places):
         placement = policy.placement(sim.state, workload_of(trace))

@@ -47,6 +47,7 @@ RESULT = np.dtype(
 CONTROL = np.dtype(
     [
         ("cursor", "i8"),  # next arrival
+        ("scripted", "i8"),  # next event of the script
         ("expired", "i8"),  # arrivals whose time limit was looked at
         ("horizon_ns", "i8"),
         ("ttft_timeout_ns", "i8"),
@@ -83,12 +84,14 @@ class Arrivals(Tables):
 
 
 class Sim(Tables):
-    """One emulated pool. `slot` [R] is where a request lives; `touched` [N] is scratch."""
+    """One emulated pool. `script` [E] are events from outside, `slot` [R] is where a request lives,
+    `touched` [N] is scratch."""
 
     layout: ClassVar = {
         "state": State,
         "timers": Field(TIMER),
         "arrivals": Arrivals,
+        "script": Field(EVENT),
         "slot": Field(np.int64),
         "results": Field(RESULT),
         "journal": Field(EVENT),
@@ -99,6 +102,7 @@ class Sim(Tables):
     state: State
     timers: Table
     arrivals: Arrivals
+    script: Table
     slot: npt.NDArray[np.int64]
     results: Table
     journal: Table
@@ -129,8 +133,12 @@ def new_sim(
     journal_rows: int = 0,
     noise: float = 0.0,
     seed: int = 0,
+    script: Table | None = None,
 ) -> Sim:
-    """An emulated pool at time 0. `journal_rows` > 0 keeps the journal, starting at that size."""
+    """An emulated pool at time 0. `journal_rows` > 0 keeps the journal, starting at that size.
+
+    `script` are the events from outside (runtime.emulator.script), in order.
+    """
     n_requests = len(arrivals.time_ns)
     timers = np.zeros(len(state.instances), TIMER)
     timers["compute_ns"] = timers["out_ns"] = timers["load_ns"] = FOREVER_NS
@@ -149,6 +157,7 @@ def new_sim(
         state=state,
         timers=timers,
         arrivals=arrivals,
+        script=np.zeros(0, EVENT) if script is None else script,
         slot=np.full(n_requests, NONE, np.int64),
         results=results,
         journal=np.zeros(journal_rows, EVENT),

@@ -443,7 +443,7 @@ def _instance_failed(state: State, g: int) -> int:
     inst.stage, inst.model = Stage.DOWN, NONE
     inst.active_slot, inst.loading_slot, inst.load_since_ns = NONE, NONE, NONE
     inst.kv_used_bytes, inst.kv_promised_bytes, inst.outgoing_bytes = 0, 0, 0
-    inst.batch_context_tokens, inst.asks_prefetch = 0, 0
+    inst.batch_context_tokens, inst.asks_prefetch, inst.compute_ns = 0, 0, 0
     for m in range(state.models.shape[0]):
         forget_wait(state, m)
     state.pool[0].wakes += 1

@@ -186,6 +186,14 @@ class ScriptedEngine:
         took = 0 if self.spec.kv_out_free else int(np.ceil(seconds * 1e9))
         self.pool.clock.set((self.g, "out"), self.pool.now_ns + took, EventKind.KV_OUT_DONE, self.g)
 
+    def fail(self) -> None:
+        """All on the device is gone, and so is what was pending."""
+        for name in ("compute", "load", "out"):
+            self.pool.clock.drop((self.g, name))
+        self.turn, self.stage, self.model, self.loading = None, Stage.DOWN, NONE, None
+        self.slots, self.ready_ns = {}, {}
+        self.out_n = self.compute_ns = 0
+
     def poll(self) -> Iterable[Table]:
         reports, self.reports = self.reports, []
         return reports
@@ -398,7 +406,13 @@ class ScriptedPool:
     """One trace through the core, driven event by event. `journal` are EVENT rows as tuples."""
 
     def __init__(
-        self, trace: Trace, spec: PoolSpec, policy: Policy, slo: SloSpec, horizon_s: float | None
+        self,
+        trace: Trace,
+        spec: PoolSpec,
+        policy: Policy,
+        slo: SloSpec,
+        horizon_s: float | None,
+        script: Any = (),
     ) -> None:
         self.policy, self.slo, self.spec = policy, slo, policy.configure(spec)
         self.models = assign_checkpoints(trace.models, self.spec.checkpoints)
@@ -418,11 +432,15 @@ class ScriptedPool:
         self.engines = [ScriptedEngine(g, self) for g in range(self.spec.instances)]
         self._place()
         self.tokens: list[list[int]] = [[] for _ in range(trace.requests)]
+        self.overdue: set[int] = set()
         self.slot = [NONE] * trace.requests
         self.journal: list[tuple[Any, ...]] = []
         self.decisions = self.refused = 0
         self.results = np.zeros(trace.requests, RESULT)
         self._schedule_arrivals()
+        self.script = script
+        for i, row in enumerate(script):
+            self.clock.set(("script", i), int(row["time_ns"]), row["kind"], i)
 
     def _place(self) -> None:
         """Resident from the start; an engine is on the first model it is given."""
@@ -488,16 +506,35 @@ class ScriptedPool:
 
     def _first(self) -> Any:
         """The next entry; a time limit binds only requests that wait for their first token."""
+        self._resume_limits()
         while True:
             entry = self.clock.first()
-            if entry is None or entry[1] != EventKind.EXPIRE:
+            if entry is None or entry[1] < EventKind.EXPIRE:
                 return entry
+            if entry[1] > EventKind.EXPIRE:
+                if self.in_flight > 0 or NONE in self.slot:
+                    return entry
+                self.clock.drop(entry[4])
+                continue
             req = self.state.requests[self.slot[entry[2]]]
             has_come = self.slot[entry[2]] != NONE
-            is_waiting = req["id"] == entry[2] and req["phase"] == RequestPhase.WAITING
-            if not has_come or (is_waiting and req["emitted_tokens"] == 0):
+            is_without = req["id"] == entry[2] and req["emitted_tokens"] == 0
+            if not has_come or (is_without and req["phase"] == RequestPhase.WAITING):
                 return entry
             self.clock.drop(entry[4])
+            if is_without and req["phase"] == RequestPhase.RUNNING:
+                self.overdue.add(entry[2])
+
+    def _resume_limits(self) -> None:
+        """A limit that passed while a turn owned its request binds once the request waits again."""
+        for i in sorted(self.overdue):
+            req = self.state.requests[self.slot[i]]
+            if req["id"] == i and req["emitted_tokens"] == 0:
+                if req["phase"] == RequestPhase.RUNNING:
+                    continue
+                if req["phase"] == RequestPhase.WAITING:
+                    self.clock.set(("expire", i), self.now_ns, EventKind.EXPIRE, i)
+            self.overdue.remove(i)
 
     def _fire(self, entry: Any) -> None:
         time_ns, kind, index, _, name = entry
@@ -512,6 +549,9 @@ class ScriptedPool:
         if kind == EventKind.EXPIRE:
             self._commit(new_event(kind, time_ns, id=index, request=self.slot[index]))
             return
+        if kind > EventKind.EXPIRE:
+            self._fire_script(kind, time_ns, self.script[index])
+            return
         engine = self.engines[index]
         engine.ring(kind, time_ns)
         for report in engine.poll():
@@ -520,6 +560,21 @@ class ScriptedPool:
             engine.move_out(self._members(index, OUTGOING))
         elif kind not in (EventKind.WEIGHTS_READY, EventKind.TURN_ENDED):
             self._start(index)
+
+    def _fire_script(self, kind: int, time_ns: int, row: Any) -> None:
+        """Cancel a live request; fail an instance that works, return one that does not."""
+        if kind == EventKind.CANCEL:
+            r = self.slot[int(row["id"])]
+            req = self.state.requests[r]
+            is_live = r != NONE and req["id"] == row["id"] and 0 < req["phase"] < RequestPhase.DONE
+            if is_live and not req["is_cancelled"]:
+                self._commit(new_event(kind, time_ns, id=row["id"], request=r))
+            return
+        g = int(row["instance"])
+        is_down = self.state.instances["stage"][g] == Stage.DOWN
+        if is_down == (kind == EventKind.INSTANCE_JOINED):
+            self.engines[g].fail()
+            self._commit(new_event(kind, time_ns, instance=g))
 
     def _decide(self, kind: int, index: int, memory: Any) -> None:
         """Ask the policy; an answer that is refused is replaced by the plainest one."""
@@ -554,6 +609,9 @@ class ScriptedPool:
     def _commit(self, events: Table) -> int:
         """Apply the events of one boundary, then carry out the commands that followed."""
         for i in range(len(events)):
+            has_left = self.state.requests["list"][events["request"][i]] == NONE
+            if events["kind"][i] == EventKind.FINISHED and has_left:
+                continue  # cancelled at this boundary
             outcome = apply(self.state, events[i])
             if outcome != Outcome.OK:
                 assert len(events) == 1
