@@ -45,9 +45,9 @@ class TraceFacts(NamedTuple):
 class Survey:
     """Takes a stream's chunks one after the other; then `facts`, and what the pictures show."""
 
-    def __init__(self, name: str, kind: TraceKind, models: tuple[str, ...]) -> None:
-        self.name, self.kind, self.models = name, kind, models
-        count = len(models)
+    def __init__(self, stream: TraceStream) -> None:
+        self.stream = stream
+        count = len(stream.models)
         self.requests, self.span_s = 0, 0.0
         self.counts = np.zeros(count, np.int64)
         self.gaps = Gaps(count, GAPS_WINDOW_S, LEAST_GAPS)
@@ -55,13 +55,13 @@ class Survey:
         self.prompt, self.output = Values(), Values()
         self.raster = Raster(count)
         self.logs = np.zeros(5)  # sums of x, y, xx, yy, xy of the logarithms of lengths
-        self.digest = Digest(models)
+        self.digest = Digest(stream.models)
 
     def add(self, chunk: Chunk) -> None:
         self.requests += chunk.requests
         self.span_s = float(chunk.arrival_s[-1])
-        self.counts += np.bincount(chunk.model, minlength=len(self.models))
-        rows = by_model(chunk.model, chunk.arrival_s, len(self.models))
+        self.counts += np.bincount(chunk.model, minlength=len(self.counts))
+        rows = by_model(chunk.model, chunk.arrival_s, len(self.counts))
         for tally in (self.gaps, self.windows, self.bins):
             tally.add(rows)
         self.prompt.add(chunk.prompt_tokens)
@@ -74,9 +74,11 @@ class Survey:
     def end(self) -> "Surveyed":
         """No chunk follows; there was at least one."""
         return Surveyed(
-            name=self.name,
-            kind=self.kind,
-            models=self.models,
+            name=self.stream.name,
+            kind=self.stream.kind,
+            licence=self.stream.licence,
+            lineage=self.stream.lineage,
+            models=self.stream.models,
             sha256=self.digest.hex,
             span_s=self.span_s,
             counts=self.counts,
@@ -96,6 +98,8 @@ class Surveyed(NamedTuple):
 
     name: str
     kind: TraceKind
+    licence: str
+    lineage: tuple[str, ...]
     models: tuple[str, ...]
     sha256: str
     span_s: float
@@ -110,8 +114,12 @@ class Surveyed(NamedTuple):
     length_correlation: float
 
     @property
+    def requests(self) -> int:
+        return int(self.counts.sum())
+
+    @property
     def facts(self) -> TraceFacts:
-        requests, models = int(self.counts.sum()), int((self.counts > 0).sum())
+        requests, models = self.requests, int((self.counts > 0).sum())
         popular = np.sort(self.counts)[::-1][: max(1, round(models / 10))]
         known = self.cv[~np.isnan(self.cv)]
         windows, bins = self.windows, self.bins
@@ -162,7 +170,7 @@ class Surveyed(NamedTuple):
 def survey(trace: Trace | TraceStream) -> Surveyed:
     """One pass over a trace of at least one request."""
     stream = of_trace(trace) if isinstance(trace, Trace) else trace
-    found = Survey(stream.name, stream.kind, stream.models)
+    found = Survey(stream)
     for chunk in stream.chunks():
         found.add(chunk)
     return found.end()

@@ -17,6 +17,7 @@ from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.profile import load_profile
 from runtime.errors import UserError
 from traces import Trace
+from traces.statistics import Surveyed
 
 SCHEMA = "aegaeon-rl/summary/1"
 Row = Mapping[str, Any]
@@ -61,7 +62,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 def summary(
     verb: str,
     seed: int,
-    trace: Trace | None,
+    trace: Trace | Surveyed | None,
     pool: PoolSpec | None,
     slo: SloSpec | None,
     results: Sequence[Row],
@@ -95,12 +96,13 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def trace_facts(trace: Trace) -> dict[str, Any]:
+def trace_facts(trace: Trace | Surveyed) -> dict[str, Any]:
+    present = len(trace.models) if isinstance(trace, Trace) else trace.facts.models
     return {
         "name": trace.name,
         "kind": str(trace.kind),
         "requests": trace.requests,
-        "models": len(trace.models),
+        "models": present,
         "sha256": trace.sha256,
         "span_s": trace.span_s,
         "licence": trace.licence,

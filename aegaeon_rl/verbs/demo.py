@@ -31,7 +31,7 @@ from aegaeon_rl.verbs.train import (
 from runtime.core import PoolSpec
 from runtime.errors import UserError
 from runtime.protocol import Policy
-from traces import describe
+from traces.statistics import survey
 
 NEXT = """Try next:
   your own trace      aegaeon-rl trace action=describe trace.path=YOURS.parquet
@@ -72,7 +72,7 @@ def main(config: Config) -> None:
     )
     check_job(job, able(policies, pool))
     stage("The trace, and what pooling saves on it")
-    console.print(facts_lines(trace, describe(trace)))
+    console.print(facts_lines(survey(trace)))
     plan = Plan(trace=trace, pool=pool, slo=config.slo, spec=config.evaluate, seed=config.seed)
     sizing = size(plan, make_policy(config.train.start))
     console.print(sizing_sentence(sizing))

@@ -1,19 +1,38 @@
-"""`trace`: describe a trace, convert it, fetch a public one, or generate a market."""
+"""`trace`: describe a trace, convert it, fetch a public one, generate a market, compose others."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+import yaml
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
-from aegaeon_rl.evaluation.record import open_folder, summary, write_rows, write_summary
-from aegaeon_rl.verbs.common import RunSection, chosen_folder, console, run_folder
+from aegaeon_rl.evaluation.record import (
+    commit,
+    open_folder,
+    summary,
+    write_rows,
+    write_summary,
+    write_text,
+)
+from aegaeon_rl.evaluation.trace_page import render
+from aegaeon_rl.verbs.common import RunSection, chosen_folder, command, console, run_folder
 from runtime.errors import UserError, nearest
-from traces import Trace, TraceFacts, describe, write
+from traces import write
+from traces.compose import compose
 from traces.fetch import fetch
-from traces.market import MarketSpec, generate
-from traces.source import TraceSource, open_trace
+from traces.market import MarketSpec, market_stream
+from traces.source import TraceSource, open_stream
+from traces.statistics import Survey, Surveyed
+from traces.stream import Chunk, TraceStream
 from traces.write import WRITERS
 
 
@@ -21,6 +40,7 @@ class Action(StrEnum):
     DESCRIBE = "describe"
     IMPORT = "import"  # read, validate, cut, scale, and write as `out`
     GENERATE = "generate"  # a market of models, written as `out`
+    COMPOSE = "compose"  # `steps`, or those of the file `recipe`, written as `out`
     FETCH = "fetch"  # a public set `trace.name` into the cache; written as `out` where one is given
 
 
@@ -29,6 +49,8 @@ class Config:
     action: Action = Action.DESCRIBE
     trace: TraceSource = field(default_factory=TraceSource)
     market: MarketSpec = field(default_factory=MarketSpec)
+    steps: tuple[str, ...] = ()  # of a composition, see traces.compose
+    recipe: str | None = None  # a YAML file: a list of steps
     out: str | None = None  # .parquet, .csv or .jsonl
     seed: int = 0
     run: RunSection = field(default_factory=RunSection)
@@ -38,24 +60,62 @@ def main(config: Config) -> None:
     out = checked_out(config)
     if config.action is Action.FETCH:
         fetched(config.trace)
-    trace = made(config)
-    facts = describe(trace)
+    stream = made(config)
+    next(stream.chunks())  # what is not valid at once leaves no file
+    found = surveyed(stream, out)
     folder = run_folder(chosen_folder("trace", config.run), config)
-    if out is not None:
-        open_folder(out.parent)
-        write(trace, out)
-        console.print(out, soft_wrap=True)
-    rows: list[dict[str, Any]] = [{"policy": None, **facts._asdict()}]
+    rows: list[dict[str, Any]] = [{"policy": None, **found.facts._asdict()}]
     write_rows(folder / "results.parquet", rows)
-    write_summary(folder / "summary.json", summary("trace", config.seed, trace, None, None, rows))
-    console.print(facts_lines(trace, facts))
+    write_summary(folder / "summary.json", summary("trace", config.seed, found, None, None, rows))
+    write_text(folder / "report.html", render(found, command=command(), commit=commit()))
+    if out is not None:
+        console.print(out, soft_wrap=True)
+    console.print(facts_lines(found))
     console.print(folder, soft_wrap=True)
 
 
-def made(config: Config) -> Trace:
+def made(config: Config) -> TraceStream:
     if config.action is Action.GENERATE:
-        return generate(config.market)
-    return open_trace(config.trace)
+        return market_stream(config.market)
+    if config.action is Action.COMPOSE:
+        given = None if config.trace == TraceSource() else open_stream(config.trace)
+        return compose(chosen_steps(config), given)
+    return open_stream(config.trace)
+
+
+def chosen_steps(config: Config) -> tuple[str, ...]:
+    """The steps of a composition. Raises UserError for a recipe that is no list of lines."""
+    if config.recipe is None:
+        return config.steps
+    if config.steps:
+        raise UserError(f"recipe={config.recipe}: expected steps or a recipe, not both")
+    try:
+        lines = yaml.safe_load(Path(config.recipe).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"recipe={config.recipe}: {' '.join(str(error).split())}") from None
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise UserError(f"recipe={config.recipe}: expected a list of steps, as '- thin 0.5'")
+    return tuple(lines)
+
+
+def surveyed(stream: TraceStream, out: Path | None) -> Surveyed:
+    """One pass: written to `out`, if any, and described, with a count on the terminal."""
+    survey = Survey(stream)
+    columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} requests"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("reading" if out is None else "writing", total=None)
+
+        def watch(chunk: Chunk) -> None:
+            survey.add(chunk)
+            bar.update(task, advance=chunk.requests)
+
+        if out is None:
+            for chunk in stream.chunks():
+                watch(chunk)
+        else:
+            open_folder(out.parent)
+            write(stream, out, watch)
+    return survey.end()
 
 
 def fetched(source: TraceSource) -> None:
@@ -89,11 +149,12 @@ def checked_out(config: Config) -> Path | None:
     return path
 
 
-def facts_lines(trace: Trace, facts: TraceFacts) -> str:
+def facts_lines(found: Surveyed) -> str:
     """The facts that decide whether pooling pays."""
+    facts = found.facts
     return "\n".join(
         (
-            f"{trace.name} ({trace.kind}): {facts.requests:,} requests of {facts.models} models in"
+            f"{found.name} ({found.kind}): {facts.requests:,} requests of {facts.models} models in"
             f" {facts.span_s:,.0f} s, {facts.rate_rps:.2f} requests/s",
             f"  popularity   Zipf {facts.zipf:.2f}; the top tenth of models gets"
             f" {100 * facts.top10_share:.0f} % of requests",
@@ -102,6 +163,8 @@ def facts_lines(trace: Trace, facts: TraceFacts) -> str:
             f"  active       {facts.active_models:.1f} models within 17 s on average, 95th"
             f" percentile {facts.active_models_p95:.0f};"
             f" independent Poisson models: {facts.poisson_active_models:.1f}",
+            f"  pooling      {facts.dedicated_gpus} GPUs if each model has one;"
+            f" {facts.active_models_p99:.0f} models or fewer are active in 99 % of the time",
             f"  lengths      prompt median {facts.prompt_p50:.0f}, p99 {facts.prompt_p99:.0f};"
             f" output median {facts.output_p50:.0f}, p99 {facts.output_p99:.0f} tokens",
         )

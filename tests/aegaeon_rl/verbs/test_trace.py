@@ -47,7 +47,7 @@ def test_describe_tells_the_facts(cli: Callable[..., Any], source: str, tmp_path
     assert f"tiny (synthetic): {facts.requests:,} requests of 5 models" in ended.out
     assert ended.out.splitlines()[-1] == "facts"
     files = {path.name for path in (tmp_path / "facts").iterdir()}
-    assert files == {"config.yaml", "results.parquet", "summary.json"}
+    assert files == {"config.yaml", "report.html", "results.parquet", "summary.json"}
 
 
 def test_describe_knows_the_bundled_trace(cli: Callable[..., Any], tmp_path: Path) -> None:
@@ -88,9 +88,69 @@ def test_generated_file_is_a_function_of_the_markets_seed(
     assert read(a).sha256 == generate(SPEC).sha256
 
 
+@pytest.mark.parametrize("as_file", [True, False])
+def test_compose_takes_steps_from_the_line_or_a_file(
+    cli: Callable[..., Any], source: str, tmp_path: Path, as_file: bool
+) -> None:
+    lines = ["read tiny.parquet", "thin 0.5 seed=1", "merge tiny.parquet prefix=b-", "retime 6.4"]
+    (tmp_path / "recipe.yaml").write_text("".join(f"- {line}\n" for line in lines))
+    chosen = "recipe=recipe.yaml" if as_file else f"steps={json.dumps(lines)}"
+    ended = cli("trace", "action=compose", chosen, "out=both.parquet", "run.dir=run")
+    assert ended.code == 0, ended.err
+    written, told = read(tmp_path / "both.parquet"), summary(tmp_path / "run")
+    assert written.rate_rps == pytest.approx(6.4)
+    assert set(written.models) == {m for name in generate(SPEC).models for m in (name, f"b-{name}")}
+    assert told["trace"]["sha256"] == written.sha256
+    assert told["trace"]["kind"] == written.kind == "synthetic"
+    assert told["trace"]["lineage"] == list(written.lineage[:-1])
+    assert written.lineage[1:3] == ("read tiny.parquet", "thin 0.5 seed=1")
+
+
+def test_compose_starts_from_the_trace_that_is_named(
+    cli: Callable[..., Any], source: str, tmp_path: Path
+) -> None:
+    cut = ("trace.duration_s=100", "steps=[keep model-000]")
+    ended = cli("trace", "action=compose", source, *cut, "out=one.csv")
+    assert ended.code == 0, ended.err
+    expected = generate(SPEC).window(0, 100).select_models(["model-000"])
+    assert read(tmp_path / "one.csv").requests == expected.requests
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1", "recipe=r.yaml: expected a list of steps, as '- thin 0.5'"),
+        ("- [1]", "recipe=r.yaml: expected a list of steps"),
+        ("- 'x", "recipe=r.yaml: while scanning a quoted scalar"),
+    ],
+)
+def test_a_recipe_that_is_no_list_is_refused_in_a_line(
+    cli: Callable[..., Any], tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    ended = cli("trace", "action=compose", "recipe=r.yaml", "out=x.csv")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert message in ended.err
+
+
+def test_streamed_market_is_described_in_part(cli: Callable[..., Any], tmp_path: Path) -> None:
+    ended = cli("trace", "trace.name=paper", "trace.duration_s=900", "run.dir=run")
+    assert ended.code == 0, ended.err
+    assert "paper (synthetic): " in ended.out
+    assert "779 models" not in ended.out  # those with a request
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["action=compose", "out=x.csv"], "steps=[]: expected at least one"),
+        (["action=compose", "steps=[thin 0.5]"], "out=null: action=compose needs a file"),
+        (
+            ["action=compose", "out=a/x.csv", "steps=[market paper,thn 0.5]"],
+            "step 2 'thn 0.5': no such step; did you mean 'thin'?",
+        ),
+        (["action=compose", "out=x.csv", "recipe=no.yaml"], "recipe=no.yaml: [Errno 2] No such"),
+        (["action=generate", "out=a/x.csv", "market.rate_rps=1e-9"], "no request falls in 3600 s"),
         (["action=import"], "out=null: action=import needs a file to write, as out=x.parquet"),
         (["action=generate"], "out=null: action=generate needs a file"),
         (["action=generate", "out=sub/x.parqet"], "out=sub/x.parqet: cannot write '.parqet'"),
