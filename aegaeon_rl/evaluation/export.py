@@ -39,7 +39,6 @@ def record_window(plan: Plan, policy: Policy, start_s: float, end_s: float) -> R
     done = run(part, plan.pool, policy, plan.slo, horizon_s=end_s, journal=True)
     fresh = build_state(done.pool, part.models, plan.slo, load_profile(done.pool.profile))
     preload(fresh, done.placement)
-    preload(fresh, done.placement)
     shown = timeline(fresh, done.journal, start_ns=round(start_s * NS), end_ns=round(end_s * NS))
     return Recording(policy.name, part.models, done.journal, shown)
 
