@@ -23,7 +23,8 @@ CLOCK = r"^(?P<h>\d{1,6}):(?P<m>[0-5]?\d):(?P<s>[0-5]?\d(?:\.\d*)?)$"
 
 @dataclass(slots=True)
 class Clock:
-    """Reads one column, chunk by chunk; the first chunk settles the unit and the zero.
+    """Reads one column, chunk by chunk; the first chunk settles the unit and the zero. Texts may
+    be numbers too.
 
     What it does not know: leap seconds, and which of two equal hours a time without an offset is
     in when summer time ends (it takes the earlier).
@@ -31,7 +32,6 @@ class Clock:
 
     unit: TimeUnit
     timezone: str
-    is_text_file: bool  # numbers are texts there
     zero: float | int | None = None  # in `unit`, or ns of a calendar; None: the first row's time
     since_1970: bool | None = None  # None: not a row yet
 
@@ -39,13 +39,16 @@ class Clock:
         """Seconds since `zero` [N]. Raises TraceError at the first that is no time."""
         values = present(values, column, origin)
         if self.unit is TimeUnit.AUTO:
-            self.unit = guessed(values, self.is_text_file)
+            self.unit = guessed(values)
         if _is_calendar(values.type) or self.unit is TimeUnit.ISO:
-            return self._since(_calendar_ns(values, column, origin, self.timezone), 1e9)
+            times = _calendar_ns(values, column, origin, self.timezone)
+            self._check_era(times / 1e9, values, column, origin)
+            return self._since(times, 1e9)
         if self.unit is TimeUnit.CLOCK:
             return self._since(_clock_s(values, column, origin), 1.0)
-        read = numbers(values, column, origin, is_text_file=self.is_text_file)
-        self._check(read, column, origin)
+        read = numbers(values, column, origin, is_text_file=pa.types.is_string(values.type))
+        self._check_range(read, column, origin)
+        self._check_era(read / PER_S[self.unit], read, column, origin)
         return self._since(read, PER_S[self.unit])
 
     def _since(self, times: npt.NDArray[np.float64 | np.int64], per_s: float) -> Seconds:
@@ -53,19 +56,24 @@ class Clock:
             self.zero = times[0].item()
         return (times - self.zero) / per_s
 
-    def _check(self, read: Seconds, column: str, origin: Origin) -> None:
-        """All are since 1970 or none is: a 0 among timestamps would span 50 years."""
-        times = read / PER_S[self.unit]
+    def _check_range(self, read: Seconds, column: str, origin: Origin) -> None:
+        latest = LATEST_S * PER_S[self.unit]
         unit = "seconds" if self.unit is TimeUnit.S else self.unit.value
-        for row in np.flatnonzero(~((times >= 0) & (times <= LATEST_S)))[:1]:
-            expected = f"a number of {unit} from 0 to {LATEST_S * PER_S[self.unit]:.0f}"
+        for row in np.flatnonzero(~((read >= 0) & (read <= latest)))[:1]:
+            expected = f"a number of {unit} from 0 to {latest:.0f}"
             raise origin.error(int(row), column, float(read[row]), expected)
+
+    def _check_era(
+        self, times: Seconds, read: Seconds | pa.ChunkedArray, column: str, origin: Origin
+    ) -> None:
+        """All are since 1970 or none is: a 0 among dates would span 50 years."""
         if self.since_1970 is None:
             self.since_1970 = bool(times[0] >= EPOCH_S)
         for row in np.flatnonzero((times >= EPOCH_S) != self.since_1970)[:1]:
-            expected = f"{unit} since 1970" if self.since_1970 else f"{unit} since the start"
-            expected += ", as in the first row"
-            raise origin.error(int(row), column, float(read[row]), expected)
+            expected = "a time after 1973" if self.since_1970 else "a time since the start"
+            is_number = isinstance(read, np.ndarray)
+            value = float(read[row]) if is_number else str(read[int(row)])
+            raise origin.error(int(row), column, value, f"{expected}, as in the first row")
 
     @property
     def is_since_first(self) -> bool:
@@ -75,23 +83,20 @@ class Clock:
     def date(self, seconds: float) -> str | None:
         """The moment `seconds` after `zero` as a date, where the file's times are dates: some
         files count from 1970 what happened since their own start."""
-        if isinstance(self.zero, int) and self.zero < EPOCH_S * 1e9:
+        if not self.since_1970 or self.zero is None:
             return None
-        if isinstance(self.zero, int):
-            return _date(self.zero + round(seconds * 1e9))
-        if self.since_1970 and self.zero is not None:
-            since_1970 = self.zero / PER_S[self.unit] + seconds
-            return _date(round(since_1970 * 1e6) * 1000)
-        return None
+        per_s = 1e9 if isinstance(self.zero, int) else PER_S[self.unit]
+        whole_us = round(self.zero / per_s * 1e6 + seconds * 1e6)
+        return (dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=whole_us)).isoformat() + "Z"
 
 
-def guessed(values: pa.ChunkedArray, is_text_file: bool) -> TimeUnit:
+def guessed(values: pa.ChunkedArray) -> TimeUnit:
     """From the first value's form and size."""
     first = values[0].as_py()
-    if isinstance(first, str):
-        if not is_text_file or not re.fullmatch(NUMBER, first):
-            return TimeUnit.CLOCK if re.match(CLOCK, first) else TimeUnit.ISO
+    if isinstance(first, str) and re.fullmatch(NUMBER, first):
         first = float(first)
+    if isinstance(first, str):
+        return TimeUnit.CLOCK if re.match(CLOCK, first) else TimeUnit.ISO
     if not isinstance(first, int | float):
         return TimeUnit.S
     sizes = ((1e17, TimeUnit.NS), (1e14, TimeUnit.US), (1e11, TimeUnit.MS))
@@ -164,9 +169,3 @@ def _clock_s(values: pa.ChunkedArray, column: str, origin: Origin) -> Seconds:
         np.ascontiguousarray(pc.cast(pc.struct_field(parts, [i]), pa.float64())) for i in range(3)
     )
     return hours * 3600 + minutes * 60 + seconds
-
-
-def _date(ns: int) -> str:
-    """ISO 8601 in UTC, to the microsecond."""
-    moment = dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=ns // 1000)
-    return moment.isoformat() + "Z"

@@ -61,7 +61,7 @@ def _names(path: Path) -> tuple[str, ...]:
 def _chunks(path: Path, where: str | None, number: dict[str, int]) -> Iterator[Chunk]:
     file = ParquetTable(path)
     plan = planned(file, path, OWN_FORMAT, NOTHING, where)
-    clock = Clock(plan.names.unit, plan.names.timezone, file.is_text, plan.zero)
+    clock = Clock(plan.names.unit, plan.names.timezone, plan.zero)
     size, is_empty = block_tokens(file.metadata, OWN_FORMAT), True
     for table, origin in plan.rows(file):
         gathered = Gathered(plan.names, clock, is_text_file=False)

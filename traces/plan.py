@@ -75,18 +75,18 @@ class Plan:
 
     def rows(self, file: TableFile) -> Iterator[tuple[pa.Table, Origin]]:
         """Chunks of at least one row, each with the numbers of its rows in the file."""
-        derive = self.form.derive() if self.form.derive is not None else None
+        derive = self.form.derive() if self.form.derive and self.form.derived else None
         for table, first in file.chunks(self.roles):
             self.seen += len(table)
             if derive is not None:
                 table = self._derived(derive, table)
-            kept = self._kept(table, first)
+            kept = self._kept(table)
             if kept is None:
                 yield table, Origin(str(self.path), range(first, first + len(table)))
             elif len(kept):
                 yield table.take(kept), Origin(str(self.path), (kept + first).tolist())
 
-    def _kept(self, table: pa.Table, first: int) -> npt.NDArray[np.intp] | None:
+    def _kept(self, table: pa.Table) -> npt.NDArray[np.intp] | None:
         """The rows that are requests; None: all."""
         fine = np.ones(len(table), bool)
         if self.where:
@@ -176,8 +176,9 @@ def planned(
     nothing: dict[str, Any] = dict.fromkeys(absent)
     names = replace(names, **nothing)
     failed = {c: values for c, values in form.failed.items() if c in file.names}
+    derived = {c: parts for c, parts in form.derived.items() if c in names.named.values()}
     keeps_zero = form.keeps_zero and user.arrival_s is None and user.unit is TimeUnit.AUTO
-    plan = Plan(path, replace(form, failed=failed), names, where, keeps_zero)
+    plan = Plan(path, replace(form, failed=failed, derived=derived), names, where, keeps_zero)
     _check_once(file.names, plan, path)
     return plan
 

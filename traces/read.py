@@ -65,7 +65,7 @@ def opened(path: Path) -> TableFile:
 
 
 def _trace(file: TableFile, plan: Plan, path: Path) -> Trace:
-    clock = Clock(plan.names.unit, plan.names.timezone, file.is_text, plan.zero)
+    clock = Clock(plan.names.unit, plan.names.timezone, plan.zero)
     gathered = Gathered(plan.names, clock, is_text_file=file.is_text)
     for table, origin in plan.rows(file):
         gathered.add(table, origin)

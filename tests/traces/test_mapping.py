@@ -38,7 +38,10 @@ TIMES: list[tuple[list[Any], list[float], dict[str, Any]]] = [
     ([1755604800000, 1755604801250], [0, 1.25], {}),
     ([1755604800000000, 1755604801250000], [0, 1.25], {}),
     ([1755604800000000000, 1755604801250000000], [0, 1.25], {}),
+    ([2 * 10**14, 2 * 10**14 + 10**6], [0, 1], {}),
     ([1000, 3000], [0, 2], {"unit": TimeUnit.MS}),
+    (["1755604800", "1755604801.25"], [0, 1.25], {}),
+    (["1000", "3000"], [0, 2], {"unit": TimeUnit.MS}),
     ([1000, 3000], [0, 0.002], {"unit": TimeUnit.US}),
     ([1000, 3000], [0, 0.000002], {"unit": TimeUnit.NS}),
     (["2025-08-19T12:00:00", "2025-08-19T12:00:01.25"], [0, 1.25], {}),
@@ -68,6 +71,7 @@ def test_times_of_every_unit_count_from_the_first(
         ("Europe/Berlin", ["2025-03-30T01:59:59", "2025-03-30T03:00:00"], [0, 1]),
         ("UTC", ["2025-03-30T01:59:59", "2025-03-30T03:00:00"], [0, 3601]),
         ("Europe/Berlin", ["2025-10-26T01:59:59", "2025-10-26T03:00:00"], [0, 7201]),
+        ("Europe/Berlin", ["2025-10-26T02:30:00", "2025-10-26T03:00:00"], [0, 5400]),
         ("Europe/Berlin", ["2025-03-30T01:59:59Z", "2025-03-30T03:00:00Z"], [0, 3601]),
     ],
 )
@@ -103,10 +107,11 @@ def test_times_of_every_arrow_type_are_seconds(tmp_path: Path, times: pa.Array) 
 
 BAD_TIMES: list[tuple[list[Any], dict[str, Any], str]] = [
     (["soon", 1], {}, "row 1, column when is 'soon': expected a time in ISO 8601, as 2024-05-10T"),
+    (["2025-08-19", "1970-01-01"], {}, "is '1970-01-01': expected a time after 1973, as in the"),
     ([1, "soon"], {}, "row 2, column when is 'soon': expected a number"),
-    ([1, 1755604800], {}, "row 2, column when is 1755604800: expected seconds since the start, as"),
-    ([1755604800, 1, 2], {}, "row 2, column when is 1: expected seconds since 1970, as in the"),
-    ([1755604800000, 0], {}, "row 2, column when is 0: expected ms since 1970, as in the first"),
+    ([1, 1755604800], {}, "row 2, column when is 1755604800: expected a time since the start,"),
+    ([1755604800, 1, 2], {}, "row 2, column when is 1: expected a time after 1973, as in"),
+    ([1755604800000, 0], {}, "row 2, column when is 0: expected a time after 1973, as"),
     ([1, -1], {}, "row 2, column when is -1: expected a number of seconds from 0 to 4000000000"),
     (
         [1, "nan"],
@@ -220,6 +225,21 @@ def test_map_is_laid_over_a_known_format(save: Save) -> None:
     assert read(path, columns=ColumnMap(model="Service")).models == ("x", "y")
     named = read(path, columns=ColumnMap(model_name="code"))
     assert (named.models, named.lineage[0]) == (("code",), "read t.csv as azure")
+
+
+def test_map_may_replace_what_a_format_derives(save: Save) -> None:
+    row = {"timestamp": 1, "input_length": 2, "output_length": 3, "hash_ids": []}
+    path = save("t.jsonl", json.dumps(row | {"chat_id": 5, "parent_chat_id": 4, "type": "text"}))
+    trace = read(path, columns=ColumnMap(session="type"))
+    assert trace.session is not None
+    assert trace.session.tolist() == ["text"]
+
+
+def test_format_without_what_a_column_derives_from_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    row = {"started_at": [1], "chute_id": ["c"], "it": [2], "ot": [3], "user_id": ["u"]}
+    pq.write_table(pa.table(row), path)
+    assert read(path).client is None
 
 
 def test_model_of_a_trace_can_be_replaced_by_one_name(save: Save) -> None:
