@@ -84,9 +84,10 @@ def test_a_placed_policy_is_recorded_from_its_placement(
 ) -> None:
     """Seven models on two instances: some are refused, and no weights ever move."""
     plan: Plan = plan_of(on=pool)
-    recording = record_window(plan, make_policy(name), 5.0, 40.0)
+    recording = record_window(plan, make_policy(name), 0.0, 40.0)
     drawn = bars(recording.timeline)
     assert {bar.look for bar in drawn} == {"work"}
+    assert (len(recording.timeline.of(SpanKind.SWITCH)) > 0) == (name == "muxserve")
     assert len({bar.model for bar in drawn}) == {"muxserve": 4, "dedicated": 2}[name]
     log = decision_log(recording.timeline, recording.journal, recording.models)
     routes = [row for row in log.to_pylist() if row["kind"] == "route"]

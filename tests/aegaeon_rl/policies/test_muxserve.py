@@ -108,11 +108,13 @@ def test_demanding_models_are_spread_and_the_least_demanding_left_out() -> None:
 
 
 def test_throughput_counts_before_balance() -> None:
-    """Model 0 alone needs more than an instance; what joins it would be served less."""
+    """Model 2 overfills either instance: the busier one, where fewer requests suffer, takes it."""
     pool = replace(H100X16, nodes=1, instances_per_node=2, checkpoints=("Llama-2-13B",))
-    load = workload([200.0, 2.0, 2.0])
-    assert loads_of(pool, load)[0, 0] > 1 > loads_of(pool, load)[0, 1:].sum()
-    assert place(pool, load)[1] == {0: [0], 1: [1, 2]}
+    rates, prompt = np.array([50.0, 0.58, 1.2]), np.array([30.0, 2000.0, 1000.0])
+    load = Workload(rates, prompt, np.array([2.0, 600.0, 300.0]))
+    many, few, late = loads_of(pool, load)[0]
+    assert many < few < 1 < many + late
+    assert place(pool, load)[1] == {0: [1, 2], 1: [0]}
 
 
 def test_demand_grows_with_rate_and_lengths_and_falls_short_of_requests_one_by_one() -> None:

@@ -94,11 +94,13 @@ def test_a_model_alone_on_its_instance_runs_on(trace_of: Any, flat_pool: Any) ->
     assert turns["quota_ns"].tolist() == [FOREVER_NS]
 
 
-@pytest.mark.parametrize("policy", [Dedicated(), MuxServe()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    ("policy", "instances"), [(Dedicated(), 6), (MuxServe(), 2)], ids=["dedicated", "muxserve"]
+)
 def test_nothing_is_loaded_or_moved_after_the_start(
-    burst: Any, flat_pool: Any, policy: Any
+    burst: Any, flat_pool: Any, policy: Any, instances: int
 ) -> None:
-    result = play(burst, flat_pool(6), policy)
+    result = play(burst, flat_pool(instances), policy)
     kinds = set(result.journal["kind"].tolist())
     assert not kinds & {EventKind.WEIGHTS_READY, EventKind.KV_OUT_DONE, EventKind.KV_IN_DONE}
     assert (result.results["phase"] == RequestPhase.DONE).all()
