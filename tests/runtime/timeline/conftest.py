@@ -94,7 +94,7 @@ def record(busy_trace: Trace, busy_pool: PoolSpec) -> Callable[..., Recorded]:
 @pytest.fixture(scope="session")
 def recordings(record: Callable[..., Recorded]) -> dict[str, Recorded]:
     """To the end under pull, roles with push, request level, a placement; cut off at 10 s; short
-    of a queue."""
+    of a queue; with instances that fail and clients that leave."""
     return {
         "index": record("index"),
         "aegaeon": record("aegaeon"),
@@ -102,6 +102,7 @@ def recordings(record: Callable[..., Recorded]) -> dict[str, Recorded]:
         "muxserve": record("muxserve", vram_bytes=80_000_000_000, kv_fraction=0.9),
         "cut": record("index", 10.0),
         "shed": record("fcfs", max_queue=5),
+        "faults": record("aegaeon", mtbf_s=15.0, mttr_s=1.0, cancel_after_s=20.0, seed=3),
     }
 
 

@@ -30,6 +30,7 @@ NOTHING = dict.fromkeys(
     ("instance", "request", "model", "phases", "quota_s", "tag", "joins", "end_s", "is_cut"),
 )
 NOTHING |= dict.fromkeys(("requests", "tokens", *(f"{kind.name.lower()}_s" for kind in PARTS)))
+NAMES = ["index", "aegaeon", "serverlessllm", "muxserve", "cut", "shed", "faults"]
 SPENT = {"blocked_s": 0.0, "kv_in_s": 0.0}
 
 
@@ -58,7 +59,7 @@ def test_log_of_a_hand_made_journal(round_pool: Any, fresh_state: Any, journal_o
     ]
 
 
-@pytest.mark.parametrize("name", ["index", "aegaeon", "serverlessllm", "muxserve", "cut", "shed"])
+@pytest.mark.parametrize("name", NAMES)
 def test_log_has_every_answer_and_sums_to_the_spans(recordings: Any, name: str) -> None:
     trace, run, shown = recordings[name]
     log = decision_log(shown, run.journal, trace.models)

@@ -12,10 +12,9 @@ from runtime.pool.state import INSTANCE
 from runtime.timeline.replay import timeline
 from runtime.timeline.spans import PARTS, WORK, SpanKind, Timeline
 
-RUNS = pytest.mark.parametrize(
-    "name", ["index", "aegaeon", "serverlessllm", "muxserve", "cut", "shed"]
-)
-ENDED = pytest.mark.parametrize("name", ["index", "aegaeon", "serverlessllm", "muxserve", "shed"])
+WHOLE = ["index", "aegaeon", "serverlessllm", "muxserve", "shed", "faults"]
+RUNS = pytest.mark.parametrize("name", [*WHOLE, "cut"])
+ENDED = pytest.mark.parametrize("name", WHOLE)
 ARRIVAL, TURN, SWITCHED, KV_IN, PREFILLED, STEPS, ENDS = (
     EventKind.ARRIVAL,
     EventKind.TURN,
@@ -225,6 +224,13 @@ def test_moves_and_loads_ahead_are_there(recordings: Any) -> None:
     moved_in, moved_out = shown.of(SpanKind.KV_IN), shown.of(SpanKind.KV_OUT)
     assert moved_in["n"].sum() == moved_out["n"].sum() > 0
     assert moved_in["tokens"].sum() == moved_out["tokens"].sum()
+
+
+def test_failures_and_cancellations_are_there(recordings: Any) -> None:
+    shown = recordings["faults"].timeline
+    assert len(shown.of(SpanKind.DOWN)) > 1
+    assert shown.of(SpanKind.TURN)["is_cut"].any()
+    assert (shown.lives["phase"] == RequestPhase.CANCELLED).any()
 
 
 @pytest.mark.parametrize(("start_s", "end_s"), [(0.0, 5.0), (4.0, 9.0), (100.0, 101.0)])

@@ -23,7 +23,7 @@ from runtime.timeline.trace_events import (
 )
 
 RUNS = pytest.mark.parametrize(
-    "name", ["index", "aegaeon", "serverlessllm", "muxserve", "cut", "shed"]
+    "name", ["index", "aegaeon", "serverlessllm", "muxserve", "cut", "shed", "faults"]
 )
 REQUIRED = {
     "M": {"name", "pid", "tid", "args"},
