@@ -1,7 +1,7 @@
 """What may be chosen: the next decision that is due, and its candidate rows with their masks.
 
-K rows at most; when more models have work, the K most urgent by next deadline are kept and the
-rest counted as overflow. Order among rows is model order (first appearance in the trace).
+K rows at most; of more models with work, those are kept that are on time and most urgent by their
+next deadline, and the rest counted as overflow. Ties go to the model that appeared first.
 """
 
 import numpy as np
@@ -20,7 +20,8 @@ from runtime.core import (
     RequestPhase,
     Stage,
 )
-from runtime.pool import lists
+from runtime.pool import bits, lists
+from runtime.pool.open_work import first_on_time, has_open_work, open_count
 from runtime.pool.state import Record, State
 from runtime.pool.turns import first_claimable, is_claimable, matches
 from runtime.pool.weights import prefetch_slot, slot_of
@@ -30,18 +31,18 @@ STARVING_RANK, LEAST_RANK = 1 << 20, -(1 << 20)  # around all priorities
 SERVE_NS = NS  # quota of a turn that the wait bound asks for
 
 
-@inner
-def next_deadline_ns(state: State, r: int) -> int:
-    """When the next token of r is due."""
-    req = state.requests[r]
-    model = state.models[req.model]
-    return req.arrival_ns + model.ttft_ns + req.emitted_tokens * model.tbt_ns
-
-
 @kernel
 def has_turn_work(state: State, g: int, m: int, phases: int, tag: int) -> bool:
     """Is there a request of m that a turn on g could take now?"""
     allowed = phases & state.instances[g].role
+    if not has_open_work(state, m):
+        return False
+    if state.models[m].bound == 0 and tag == NONE:
+        ready = lists.count(state, lists.ready_list(state, m))
+        waiting = lists.count(state, lists.waiting_list(state, m))
+        return (ready if allowed & Phases.DECODE else 0) + (
+            waiting if allowed & Phases.PREFILL else 0
+        ) > 0
     if allowed & Phases.DECODE:
         r = lists.first(state, lists.ready_list(state, m))
         while r >= 0:
@@ -71,7 +72,8 @@ def starving_model(state: State, g: int) -> int:
     longest, since = NONE, FOREVER_NS
     if state.pool[0].max_wait_ns == 0 or state.pool[0].is_push != 0:
         return longest
-    for m in range(state.models.shape[0]):
+    for i in range(state.pool[0].open_models):
+        m = state.open_models[i]
         if state.models[m].waiting_since_ns < since and is_starving(state, m):
             if has_turn_work(state, g, m, Phases.BOTH, NONE):
                 longest, since = m, state.models[m].waiting_since_ns
@@ -111,6 +113,12 @@ def turn_mask(state: State, g: int, m: int) -> int:
     return Masked.TAKEN if state.models[m].running_on > 0 else Masked.NO_WORK
 
 
+@inner
+def wants_prefetch(state: State, m: int) -> bool:
+    """Has m more open requests than instances that hold it ahead of need?"""
+    return bool(state.models[m].prefetched_on < open_count(state, m))
+
+
 @kernel
 def prefetch_mask(state: State, g: int, m: int) -> int:
     """Why a prefetch of m on g makes no sense. What was prefetched and waits may be kept."""
@@ -120,6 +128,8 @@ def prefetch_mask(state: State, g: int, m: int) -> int:
     s = slot_of(state, g, m)
     if s == state.instances[g].active_slot and s != NONE:
         return Masked.IN_PLACE
+    if (s == NONE or state.slots[g, s].is_ahead == 0) and not wants_prefetch(state, m):
+        return Masked.TAKEN
     return Masked.OPEN
 
 
@@ -138,7 +148,8 @@ def row_mask(state: State, kind: int, g: int, m: int) -> int:
     if reason != Masked.OPEN or kind == DecisionKind.PREFETCH:
         return reason
     top = LEAST_RANK
-    for other in range(state.models.shape[0]):
+    for i in range(state.pool[0].open_models):
+        other = state.open_models[i]
         if turn_mask(state, g, other) == Masked.OPEN:
             top = max(top, rank_of(state, g, other))
     if rank_of(state, g, m) == top:
@@ -146,66 +157,39 @@ def row_mask(state: State, kind: int, g: int, m: int) -> int:
     return Masked.STARVED_OTHER if top == STARVING_RANK else Masked.OUTRANKED
 
 
-@inner
-def urgency_ns(state: State, m: int) -> int:
-    """The row key: earliest next deadline among the open requests of m."""
-    requests, best = state.requests, FOREVER_NS
-    r = lists.first(state, lists.ready_list(state, m))
-    while r >= 0:
-        best = min(best, next_deadline_ns(state, r))
-        r = requests[r].next
-    r = lists.first(state, lists.waiting_list(state, m))
-    if r >= 0:  # arrival order, hence deadline order, unless some were recomputed
-        best = min(best, next_deadline_ns(state, r))
-    return best
-
-
 @kernel
 def fill_rows(state: State, kind: int, g: int, rows: npt.NDArray[np.int64]) -> tuple[int, int]:
-    """Write the open models of a TURN or PREFETCH on g into `rows` [K]; (count, overflow).
+    """Write the candidates of a TURN or PREFETCH on g into `rows` [K]; (count, overflow).
 
-    A TURN keeps the rows of the highest rank only: the starving ones, else the highest priority.
+    Models on time come first, most urgent first; then those with a late request, latest deadline
+    first. A TURN keeps the rows of the highest rank only: the starving ones, else the highest
+    priority.
     """
-    count, overflow, top = 0, 0, LEAST_RANK
-    for m in range(state.models.shape[0]):
-        if state.models[m].waiting_since_ns == FOREVER_NS:
-            continue
+    count, seen, top, pool = 0, 0, LEAST_RANK, state.pool[0]
+    is_ranked = kind == DecisionKind.TURN and (pool.max_wait_ns > 0 or pool.ranked > 0)
+    total, middle = pool.open_models, first_on_time(state)
+    for i in range(total):
+        if count == rows.shape[0] and not is_ranked:
+            break
+        m = state.open_models[middle + i if middle + i < total else total - 1 - i]
+        seen += 1
         if own_mask(state, kind, g, m) != Masked.OPEN:
             continue
-        rank = rank_of(state, g, m) if kind == DecisionKind.TURN else 0
-        if rank < top:
-            continue
+        rank = rank_of(state, g, m) if is_ranked else LEAST_RANK
         if rank > top:
-            count, overflow, top = 0, 0, rank
-        if count < rows.shape[0]:
+            count, top = 0, rank
+        if rank == top and count < rows.shape[0]:
             rows[count] = m
             count += 1
-        else:
-            overflow += 1
-            _keep_urgent(state, rows, m)
-    return count, overflow
-
-
-@inner
-def _keep_urgent(state: State, rows: npt.NDArray[np.int64], m: int) -> None:
-    """Replace the least urgent row by m if m is more urgent; rows stay in model order."""
-    worst = 0
-    for i in range(1, rows.shape[0]):
-        if urgency_ns(state, rows[i]) >= urgency_ns(state, rows[worst]):
-            worst = i
-    if urgency_ns(state, m) < urgency_ns(state, rows[worst]):
-        for i in range(worst, rows.shape[0] - 1):
-            rows[i] = rows[i + 1]
-        rows[rows.shape[0] - 1] = m
+    return count, total - seen
 
 
 @inner
 def any_turn(state: State, g: int) -> bool:
     """Does any model have work that g could take?"""
-    for m in range(state.models.shape[0]):
-        if state.models[m].waiting_since_ns != FOREVER_NS:
-            if has_turn_work(state, g, m, Phases.BOTH, NONE):
-                return True
+    for i in range(state.pool[0].open_models):
+        if has_turn_work(state, g, state.open_models[i], Phases.BOTH, NONE):
+            return True
     return False
 
 
@@ -215,10 +199,10 @@ def can_idle(state: State, g: int) -> bool:
     of its own, is under way: else nothing would ever wake it. And never while a model starves."""
     if starving_model(state, g) != NONE:
         return False
+    if state.pool[0].occupied > 0:
+        return True
     for other in range(state.instances.shape[0]):
         inst = state.instances[other]
-        if other != g and inst.stage >= Stage.COMMANDED:
-            return True
         if inst.outgoing_bytes > 0 or inst.loading_slot >= 0:
             return True
     return False
@@ -226,14 +210,11 @@ def can_idle(state: State, g: int) -> bool:
 
 @inner
 def asks_turn(state: State, g: int) -> bool:
-    """Is a TURN due on g? Without work for it, g idles until something changes."""
+    """Is a TURN due on g, which is not in one? Without work for it, g idles until a wake."""
     inst, pool = state.instances[g], state.pool[0]
     if inst.stage == Stage.IDLE and inst.seen_wake == pool.wakes:
         return False
-    if inst.stage != Stage.FREE and inst.stage != Stage.IDLE:
-        return False
-    has_claimable = inst.routed > 0 if pool.is_push != 0 else pool.claimable > 0
-    if has_claimable and any_turn(state, g):
+    if (pool.is_push == 0 or inst.routed > 0) and any_turn(state, g):
         return True
     inst.stage = Stage.IDLE
     inst.seen_wake = pool.wakes
@@ -241,16 +222,24 @@ def asks_turn(state: State, g: int) -> bool:
 
 
 @inner
+def any_prefetch(state: State) -> bool:
+    """Could a prefetch of any model make sense somewhere?"""
+    for i in range(state.pool[0].open_models):
+        if wants_prefetch(state, state.open_models[i]):
+            return True
+    return False
+
+
+@inner
 def asks_prefetch(state: State, g: int) -> bool:
-    """Is a PREFETCH due on g? Without a candidate it waits for the next arrival."""
+    """Is the PREFETCH that g waits for due? Without a candidate it waits for the next arrival."""
     inst, pool = state.instances[g], state.pool[0]
-    if inst.asks_prefetch == 0 or inst.loading_slot >= 0 or inst.seen_arrivals == pool.arrivals:
+    if inst.loading_slot >= 0 or inst.seen_arrivals == pool.arrivals:
         return False
-    if prefetch_slot(state, g) != NONE and pool.claimable > 0:
-        for m in range(state.models.shape[0]):
-            if state.models[m].waiting_since_ns != FOREVER_NS:
-                if prefetch_mask(state, g, m) == Masked.OPEN:
-                    return True
+    if prefetch_slot(state, g) != NONE:
+        for i in range(pool.open_models):
+            if prefetch_mask(state, g, state.open_models[i]) == Masked.OPEN:
+                return True
     inst.seen_arrivals = pool.arrivals
     return False
 
@@ -287,13 +276,21 @@ def next_decision(state: State) -> tuple[int, int]:
         if first_route(state, r) != NONE:
             return DecisionKind.ROUTE.value, r
         r = state.requests[r].next
-    for g in range(state.instances.shape[0]):
+    if state.pool[0].claimable == 0:
+        return DecisionKind.NONE.value, NONE
+    g = bits.first_from(state.vacant, 0)
+    while g >= 0:
         if asks_turn(state, g):
             return DecisionKind.TURN.value, g
+        g = bits.first_from(state.vacant, g + 1)
     if state.pool[0].prefetches != 0:
-        for g in range(state.instances.shape[0]):
+        g = bits.first_from(state.prefetch_due, 0)
+        if g >= 0 and not any_prefetch(state):
+            return DecisionKind.NONE.value, NONE
+        while g >= 0:
             if asks_prefetch(state, g):
                 return DecisionKind.PREFETCH.value, g
+            g = bits.first_from(state.prefetch_due, g + 1)
     return DecisionKind.NONE.value, NONE
 
 

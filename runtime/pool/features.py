@@ -14,9 +14,9 @@ import numpy.typing as npt
 from runtime.compiled import inner, kernel
 from runtime.core import FOREVER_NS, NONE, DecisionKind, Stage
 from runtime.pool import lists
-from runtime.pool.candidates import next_deadline_ns
 from runtime.pool.costs import load_left_ns, prefill_s, switch_left_ns
 from runtime.pool.memory import capacity_bytes, context_tokens, kv_bytes
+from runtime.pool.open_work import next_deadline_ns
 from runtime.pool.state import State
 from runtime.pool.transitions import RATE_TAU_S
 from runtime.pool.turns import is_claimable
@@ -34,7 +34,7 @@ class Feature(NamedTuple):
 ROW_FEATURES = (
     Feature("slack_min", "TTFT", 0, 4, "least slack to a next deadline after the switch, on time"),
     Feature("all_late", "1", 0, 1, "no open request can still meet its next deadline"),
-    Feature("slack_mean", "TTFT", -2, 2, "mean slack after the switch, each clipped"),
+    Feature("slack_mean", "TTFT", -2, 2, "mean slack after the switch"),
     Feature("late_share", "1", 0, 1, "share of open requests that will be late"),
     Feature("waiting", "8 requests", 0, 4, "open requests that need a prefill"),
     Feature("ready", "8 requests", 0, 4, "open requests with KV"),
@@ -47,7 +47,7 @@ ROW_FEATURES = (
     Feature("prefetched_elsewhere", "1 instance", 0, 2, "other instances that prefetched it"),
     Feature("rate", "8 per TTFT", 0, 4, "arrival rate, decaying mean over 60 s"),
     Feature("kv_need", "KV capacity", 0, 2, "KV of its open requests"),
-    Feature("prefill_time", "TTFT", 0, 2, "predicted time to prefill what waits"),
+    Feature("prefill_time", "TTFT", 0, 2, "predicted time to prefill what waits (first GPU type)"),
 )
 INSTANCE_FEATURES = (
     Feature("is_turn", "1", 0, 1, "the decision is a TURN"),
@@ -72,6 +72,7 @@ POOL_FEATURES = (
 SPEC_HASH = hashlib.sha256(
     repr((ROW_FEATURES, INSTANCE_FEATURES, POOL_FEATURES)).encode()
 ).hexdigest()[:16]
+RATE = [feature.name for feature in ROW_FEATURES].index("rate")
 F, I, C = len(ROW_FEATURES), len(INSTANCE_FEATURES), len(POOL_FEATURES)
 LOW = np.array([f.low for f in ROW_FEATURES + INSTANCE_FEATURES + POOL_FEATURES], np.float32)
 HIGH = np.array([f.high for f in ROW_FEATURES + INSTANCE_FEATURES + POOL_FEATURES], np.float32)
@@ -86,20 +87,34 @@ def clip(value: float, low: float, high: float) -> float:
 @kernel
 def row_features(state: State, g: int, m: int, out: Vector) -> None:
     """Features [F] of model m as a candidate on g."""
+    work_features(state, g, m, out)
+    out[RATE] = rate_feature(state, m)
+
+
+@inner
+def rate_feature(state: State, m: int) -> float:
+    """Apart from the others, since it alone costs an exponential."""
+    model = state.models[m]
+    idle_s = (state.pool[0].now_ns - model.rate_at_ns) / 1e9
+    rate_rps = model.rate_rps * np.exp(-idle_s / RATE_TAU_S)
+    return clip(rate_rps * model.ttft_ns / 8e9, 0.0, 4.0)
+
+
+@inner
+def work_features(state: State, g: int, m: int, out: Vector) -> None:
+    """All of `row_features` but the rate."""
     inst, model, now = state.instances[g], state.models[m], state.pool[0].now_ns
-    ttft = model.ttft_ns
-    switch = 0 if inst.model == m else switch_left_ns(state, g, m)
+    per_ttft, is_loaded = 1.0 / model.ttft_ns, inst.model == m
     s = slot_of(state, g, m)
     is_ahead = 1 if s != NONE and state.slots[g, s].is_ahead != 0 else 0
-    _open_features(state, g, m, now + switch, out)
-    out[7] = clip((now - min(now, model.waiting_since_ns)) / ttft, 0.0, 4.0)
-    out[8] = clip(switch / 1e9, 0.0, 4.0)
-    out[9] = 1.0 if inst.model == m else 0.0
-    out[10] = 1.0 if s != NONE and inst.model != m else 0.0
+    switch = 0 if is_loaded else switch_left_ns(state, g, m)
+    _open_features(state, g, m, now + switch, per_ttft, out)
+    out[7] = clip((now - min(now, model.waiting_since_ns)) * per_ttft, 0.0, 4.0)
+    out[8] = clip(switch * 1e-9, 0.0, 4.0)
+    out[9] = 1.0 if is_loaded else 0.0
+    out[10] = 1.0 if s != NONE and not is_loaded else 0.0
     out[11] = clip(model.running_on - (1 if _runs(state, g, m) else 0), 0.0, 2.0)
     out[12] = clip(model.prefetched_on - is_ahead, 0.0, 2.0)
-    idle_s = (now - model.rate_at_ns) / 1e9
-    out[13] = clip(model.rate_rps * np.exp(-idle_s / RATE_TAU_S) * ttft / 8e9, 0.0, 4.0)
 
 
 @inner
@@ -108,41 +123,69 @@ def _runs(state: State, g: int, m: int) -> bool:
 
 
 @inner
-def _open_features(state: State, g: int, m: int, start_ns: int, out: Vector) -> None:
-    """Features that walk the open requests of m: 0-6, 14, 15."""
-    requests, now, ttft = state.requests, state.pool[0].now_ns, state.models[m].ttft_ns
-    cost = state.costs[state.instances[g].gpu_type, m]
-    least, total, late, oldest = 4.0 * ttft, 0.0, 0, now
-    ready, waiting, kv, seconds = 0, 0, 0.0, 0.0
+def _open_features(
+    state: State, g: int, m: int, start_ns: int, per_ttft: float, out: Vector
+) -> None:
+    """Features of the open requests of m that g may take: 0-6, 14, 15."""
+    model = state.models[m]
+    ready = lists.count(state, lists.ready_list(state, m))
+    waiting = lists.count(state, lists.waiting_list(state, m))
+    oldest, kv, seconds = model.oldest_ns, model.open_kv_bytes, model.waiting_s
+    late, least, total = 0, model.urgent_ns - start_ns, model.deadline_sum_ns
+    if model.bound > 0:
+        ready, waiting, oldest, kv, seconds = _claimable_work(state, g, m)
+    if model.bound > 0 or model.urgent_ns < start_ns:
+        late, least, total = _claimable_slack(state, g, m, start_ns)
+    count = max(1, ready + waiting)
+    out[0] = 0.0 if late == ready + waiting else min(least * per_ttft, 4.0)
+    out[1] = 1.0 if late == ready + waiting else 0.0
+    out[2] = clip((total / count - start_ns) * per_ttft, -2.0, 2.0)
+    out[3] = late / count
+    out[4] = min(waiting * 0.125, 4.0)
+    out[5] = min(ready * 0.125, 4.0)
+    out[6] = clip((state.pool[0].now_ns - oldest) * per_ttft, 0.0, 4.0)
+    out[14] = min(kv / capacity_bytes(state, m), 2.0)
+    out[15] = min(seconds * 1e9 * per_ttft, 2.0)
+
+
+@inner
+def _claimable_work(state: State, g: int, m: int) -> tuple[int, int, int, int, float]:
+    """Of the open requests of m that g may take: ready and waiting ones, oldest arrival, KV bytes,
+    predicted prefill time."""
+    cost, oldest = state.costs[0, m], state.pool[0].now_ns
+    ready, waiting, kv, seconds = 0, 0, 0, 0.0
     for part in range(2):
-        lst = lists.ready_list(state, m) if part == 0 else lists.waiting_list(state, m)
-        r = lists.first(state, lst)
+        r = lists.first(state, lists.open_list(state, m, part))
         while r >= 0:
             if is_claimable(state, g, r):
-                slack = next_deadline_ns(state, r) - start_ns
-                total += clip(slack / ttft, -2.0, 2.0)
-                oldest = min(oldest, requests[r].arrival_ns)
-                if slack < 0:
-                    late += 1
-                else:
-                    least = min(least, slack)
+                oldest = min(oldest, state.requests[r].arrival_ns)
                 kv += kv_bytes(state, r)
                 if part == 0:
-                    ready += 1
-                else:
                     waiting += 1
                     seconds += prefill_s(cost, context_tokens(state, r))
-            r = requests[r].next
-    count = max(1, ready + waiting)
-    out[0] = 0.0 if late == ready + waiting else least / ttft
-    out[1] = 1.0 if late == ready + waiting else 0.0
-    out[2] = total / count
-    out[3] = late / count
-    out[4] = clip(waiting / 8.0, 0.0, 4.0)
-    out[5] = clip(ready / 8.0, 0.0, 4.0)
-    out[6] = clip((now - oldest) / ttft, 0.0, 4.0)
-    out[14] = clip(kv / capacity_bytes(state, m), 0.0, 2.0)
-    out[15] = clip(seconds * 1e9 / ttft, 0.0, 2.0)
+                else:
+                    ready += 1
+            r = state.requests[r].next
+    return ready, waiting, oldest, kv, seconds
+
+
+@inner
+def _claimable_slack(state: State, g: int, m: int, start_ns: int) -> tuple[int, int, float]:
+    """Of the open requests of m that g may take: how many are late at `start_ns`, the least slack
+    of the others, the sum of deadlines."""
+    late, least, total = 0, FOREVER_NS, 0.0
+    for part in range(2):
+        r = lists.first(state, lists.open_list(state, m, part))
+        while r >= 0:
+            if is_claimable(state, g, r):
+                due_ns = next_deadline_ns(state, r)
+                total += float(due_ns)
+                if due_ns < start_ns:
+                    late += 1
+                else:
+                    least = min(least, due_ns - start_ns)
+            r = state.requests[r].next
+    return late, least, total
 
 
 @kernel
@@ -166,15 +209,12 @@ def instance_features(state: State, kind: int, g: int, out: Vector) -> None:
 @kernel
 def pool_features(state: State, overflow: int, out: Vector) -> None:
     """Features [C] of the whole pool."""
-    pool, instances = state.pool[0], state.instances
-    n = instances.shape[0]
-    busy, loading, open_models, rate = 0, 0, 0, 0.0
+    pool, n = state.pool[0], state.instances.shape[0]
+    loading, rate = 0, 0.0
     for g in range(n):
-        busy += 1 if instances[g].stage >= Stage.COMMANDED else 0
-        loading += 1 if instances[g].loading_slot >= 0 else 0
+        loading += 1 if state.instances[g].loading_slot >= 0 else 0
     for m in range(state.models.shape[0]):
         model = state.models[m]
-        open_models += 1 if model.waiting_since_ns != FOREVER_NS else 0
         rate += model.rate_rps * np.exp(-(pool.now_ns - model.rate_at_ns) / 1e9 / RATE_TAU_S)
     fullest = 0.0
     for d in range(state.nodes.shape[0]):
@@ -183,8 +223,8 @@ def pool_features(state: State, overflow: int, out: Vector) -> None:
             fullest = max(fullest, share)
     out[0] = clip(pool.claimable / (8.0 * n), 0.0, 4.0)
     out[1] = clip(pool.in_flight / (16.0 * n), 0.0, 4.0)
-    out[2] = busy / n
-    out[3] = clip(open_models / n, 0.0, 4.0)
+    out[2] = pool.occupied / n
+    out[3] = clip(pool.open_models / n, 0.0, 4.0)
     out[4] = clip(overflow / 8.0, 0.0, 4.0)
     out[5] = clip(fullest, 0.0, 1.0)
     out[6] = loading / n

@@ -18,6 +18,12 @@ def ready_list(state: State, model: int) -> int:
 
 
 @inner
+def open_list(state: State, model: int, part: int) -> int:
+    """Part 0: what waits for a prefill; 1: what is ready to decode."""
+    return part * state.models.shape[0] + model
+
+
+@inner
 def instance_list(state: State, instance: int, which: int) -> int:
     return 2 * state.models.shape[0] + LISTS_PER_INSTANCE * instance + which
 

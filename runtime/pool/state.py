@@ -22,6 +22,7 @@ from runtime.core import (
     Stage,
 )
 from runtime.errors import UserError
+from runtime.pool.bits import new_bits
 from runtime.tables import Field, Tables
 
 Table = npt.NDArray[Any]
@@ -70,6 +71,15 @@ MODEL = np.dtype(
         ("rate_at_ns", "i8"),
         ("running_on", "i8"),  # instances whose turn is of this model
         ("prefetched_on", "i8"),  # instances that hold or load it ahead of need
+        ("running_head", "i8"),  # the instances whose turn is of it: a list through `next_running`
+        ("place", "i8"),  # in `open_models`; NONE without open work (open_work.py, also below)
+        ("urgent_ns", "i8"),  # earliest next deadline of its open requests, or FOREVER
+        ("latest_ns", "i8"),
+        ("oldest_ns", "i8"),  # earliest arrival
+        ("open_kv_bytes", "i8"),
+        ("bound", "i8"),  # open requests that only some instances can take
+        ("deadline_sum_ns", "f8"),
+        ("waiting_s", "f8"),  # predicted prefill time of what waits, on the pool's first GPU type
     ],
     align=True,
 )
@@ -104,7 +114,8 @@ INSTANCE = np.dtype(
         ("turn_phases", "i8"),
         ("joins", "i8"),  # do arrivals join the present turn
         ("is_switching", "i8"),  # the present turn changed the model
-        ("asks_prefetch", "i8"),
+        ("next_running", "i8"),
+        ("prev_running", "i8"),
     ],
     align=True,
 )
@@ -165,6 +176,8 @@ POOL = np.dtype(
         ("in_flight", "i8"),
         ("claimable", "i8"),  # requests that no turn owns
         ("ranked", "i8"),  # of these: with a priority other than 0
+        ("open_models", "i8"),  # models that have such requests
+        ("occupied", "i8"),  # instances in a turn
         ("commands", "i8"),
         ("block_tokens", "i8"),
         ("lookahead_tokens", "i8"),
@@ -210,7 +223,8 @@ GAP_BINS = 640  # token gaps, geometric bins of GAP_RATIO from GAP_FLOOR_S (slo.
 
 
 class State(Tables):
-    """One pool: [N], [M], [G], [G, S], [D], [D, M], [T, M], [2M + 4G + 1], outbox, [1], bins."""
+    """One pool: [N], [M], [G], [G, S], [D], [D, M], [T, M], [2M + 4G + 1], outbox, [1], bins, [M];
+    the open models, and instances outside a turn and those due a prefetch as sets of bits."""
 
     layout: ClassVar = {
         "requests": Field(REQUEST),
@@ -224,6 +238,9 @@ class State(Tables):
         "outbox": Field(COMMAND),
         "pool": Field(POOL),
         "gaps": Field(np.int64),
+        "open_models": Field(np.int64),
+        "vacant": Field(np.int64),
+        "prefetch_due": Field(np.int64),
     }
     requests: Table
     models: Table
@@ -236,6 +253,9 @@ class State(Tables):
     outbox: Table
     pool: Table
     gaps: npt.NDArray[np.int64]
+    open_models: npt.NDArray[np.int64]
+    vacant: npt.NDArray[np.int64]
+    prefetch_due: npt.NDArray[np.int64]
 
 
 # Lists: every live request is in exactly one.
@@ -275,6 +295,9 @@ def new_state(
         outbox=np.zeros(64 + 4 * n_instances + 3 * capacity, COMMAND),
         pool=np.zeros(1, POOL),
         gaps=np.zeros(GAP_BINS, np.int64),
+        open_models=np.zeros(n_models, np.int64),
+        vacant=new_bits(n_instances, full=True),
+        prefetch_due=new_bits(n_instances),
     )
     _fill_pool(state, spec, models)
     _fill_models(state, spec, models, slos)
@@ -348,7 +371,8 @@ def _fill_models(
     table = state.models
     table["weight_bytes"] = [model.weight_bytes for model in models]
     table["kv_token_bytes"] = [model.kv_token_bytes for model in models]
-    table["waiting_since_ns"] = FOREVER_NS
+    table["waiting_since_ns"] = table["urgent_ns"] = table["oldest_ns"] = FOREVER_NS
+    table["running_head"] = table["place"] = NONE
     table["block_bytes"] = [model.kv_token_bytes * spec.block_tokens for model in models]
     table["ttft_ns"] = [round(slo.ttft_s * NS) for slo in slos]
     table["tbt_ns"] = [round(slo.tbt_s * NS) for slo in slos]

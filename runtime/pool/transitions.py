@@ -18,7 +18,7 @@ from runtime.core import (
     RequestPhase,
     Stage,
 )
-from runtime.pool import lists
+from runtime.pool import bits, lists
 from runtime.pool.candidates import can_route, has_turn_work, is_starving, starving_model
 from runtime.pool.memory import (
     bytes_for,
@@ -29,16 +29,15 @@ from runtime.pool.memory import (
     kv_bytes,
     release_kv,
 )
+from runtime.pool.occupancy import vacate
+from runtime.pool.open_work import close_request, open_request, recount
 from runtime.pool.state import Record, State
 from runtime.pool.turns import (
     begin_turn,
-    close_request,
     end_request,
     end_turn,
     fail_open,
-    forget_wait,
     move_out,
-    open_request,
     reopen,
     settle,
     try_join,
@@ -204,7 +203,7 @@ def _switched(state: State, g: int) -> int:
         inst.switches += 1
         inst.switch_ns += state.pool[0].now_ns - inst.turn_start_ns
         inst.compute_ns = 0
-    inst.asks_prefetch = 1
+    bits.add(state.prefetch_due, g)
     inst.seen_arrivals = NONE
     settle(state, g)
     return Outcome.OK
@@ -307,7 +306,7 @@ def _take_from_instance(state: State, g: int, r: int) -> None:
         lists.remove(state, r)
     else:
         close_request(state, r)
-        forget_wait(state, state.requests[r].model)
+        recount(state, state.requests[r].model)
     release_kv(state, r)
 
 
@@ -366,9 +365,9 @@ def _prefetch(state: State, g: int, m: int) -> int:
         inst.seen_arrivals = state.pool[0].arrivals
         return Outcome.OK
     s = prefetch_slot(state, g)
-    if inst.asks_prefetch == 0 or s == NONE or m == inst.model:
+    if not bits.contains(state.prefetch_due, g) or s == NONE or m == inst.model:
         return Outcome.REFUSED
-    inst.asks_prefetch = 0
+    bits.discard(state.prefetch_due, g)
     held = slot_of(state, g, m)
     if held == NONE:
         start_load(state, g, s, m, 1)
@@ -390,7 +389,7 @@ def _expire(state: State, r: int) -> int:
         end_request(state, r, RequestPhase.FAILED)
         return Outcome.OK
     fail_open(state, r)
-    forget_wait(state, req.model)
+    recount(state, req.model)
     return Outcome.OK
 
 
@@ -417,7 +416,7 @@ def _instance_failed(state: State, g: int) -> int:
     if inst.stage == Stage.DOWN:
         return Outcome.REFUSED
     if inst.stage >= Stage.COMMANDED:
-        state.models[inst.model].running_on -= 1
+        vacate(state, g)
     for r in range(state.requests.shape[0]):
         req = state.requests[r]
         if req.list < 0:
@@ -443,9 +442,10 @@ def _instance_failed(state: State, g: int) -> int:
     inst.stage, inst.model = Stage.DOWN, NONE
     inst.active_slot, inst.loading_slot, inst.load_since_ns = NONE, NONE, NONE
     inst.kv_used_bytes, inst.kv_promised_bytes, inst.outgoing_bytes = 0, 0, 0
-    inst.batch_context_tokens, inst.asks_prefetch, inst.compute_ns = 0, 0, 0
+    inst.batch_context_tokens, inst.compute_ns = 0, 0
+    bits.discard(state.vacant, g)
     for m in range(state.models.shape[0]):
-        forget_wait(state, m)
+        recount(state, m)
     state.pool[0].wakes += 1
     return Outcome.OK
 
@@ -465,5 +465,6 @@ def _instance_joined(state: State, g: int) -> int:
     if state.instances[g].stage != Stage.DOWN:
         return Outcome.REFUSED
     state.instances[g].stage = Stage.FREE
+    bits.add(state.vacant, g)
     state.pool[0].wakes += 1
     return Outcome.OK

@@ -14,7 +14,7 @@ from runtime.core import (
     RequestPhase,
     Stage,
 )
-from runtime.pool import lists
+from runtime.pool import bits, lists
 from runtime.pool.memory import (
     admission_bytes,
     can_step,
@@ -25,6 +25,8 @@ from runtime.pool.memory import (
     prefill_bytes,
     release_kv,
 )
+from runtime.pool.occupancy import occupy, vacate
+from runtime.pool.open_work import close_request, has_open_work, open_request, recount
 from runtime.pool.state import State
 from runtime.pool.weights import emit, pause_load, place_weights, resume_load
 
@@ -45,50 +47,6 @@ def is_claimable(state: State, g: int, r: int) -> bool:
 @inner
 def matches(state: State, r: int, tag: int) -> bool:
     return tag == NONE or state.requests[r].tag == tag
-
-
-@inner
-def open_request(state: State, r: int) -> None:
-    """Put an unowned request where turns find it."""
-    req = state.requests[r]
-    if req.phase == RequestPhase.READY:
-        lists.insert_by_arrival(state, lists.ready_list(state, req.model), r)
-    else:
-        lists.insert_by_arrival(state, lists.waiting_list(state, req.model), r)
-    state.pool[0].claimable += 1
-    if req.priority != 0:
-        state.pool[0].ranked += 1
-    if req.route >= 0:
-        state.instances[req.route].routed += 1
-    model = state.models[req.model]
-    model.waiting_since_ns = min(model.waiting_since_ns, state.pool[0].now_ns)
-
-
-@inner
-def close_request(state: State, r: int) -> None:
-    """Take an unowned request out of the lists where turns look."""
-    lists.remove(state, r)
-    state.pool[0].claimable -= 1
-    if state.requests[r].priority != 0:
-        state.pool[0].ranked -= 1
-    if state.requests[r].route >= 0:
-        state.instances[state.requests[r].route].routed -= 1
-
-
-@inner
-def has_open_work(state: State, m: int) -> bool:
-    return (
-        state.lists[lists.waiting_list(state, m)].count
-        + state.lists[lists.ready_list(state, m)].count
-        > 0
-    )
-
-
-@inner
-def forget_wait(state: State, m: int) -> None:
-    """Without open work nothing waits."""
-    if not has_open_work(state, m):
-        state.models[m].waiting_since_ns = FOREVER_NS
 
 
 @inner
@@ -169,6 +127,8 @@ def claim(state: State, g: int, r: int) -> int:
 @inner
 def evict_residents(state: State, g: int, m: int, is_lost: bool) -> None:
     """KV of model m that idles on g starts to leave, or is lost."""
+    if state.models[m].bound == 0:
+        return
     r = lists.first(state, lists.ready_list(state, m))
     while r >= 0:
         following = state.requests[r].next
@@ -179,7 +139,7 @@ def evict_residents(state: State, g: int, m: int, is_lost: bool) -> None:
             else:
                 move_out(state, g, r)
         r = following
-    forget_wait(state, m)
+    recount(state, m)
 
 
 @inner
@@ -316,7 +276,7 @@ def begin_turn(
     inst.is_switching = 1 if inst.model != m else 0
     if inst.model != m and inst.model >= 0:
         leave_residents(state, g)
-    inst.model = m
+    occupy(state, g, m)
     inst.turn_phases = phases & inst.role
     inst.quota_ns = quota_ns if state.pool[0].token_preempt != 0 else FOREVER_NS
     inst.turn_tag = tag
@@ -324,17 +284,15 @@ def begin_turn(
     inst.turn_start_ns = now
     inst.decoded_ns = 0
     promised = take_requests(state, g, m, inst.turn_phases, tag)
+    recount(state, m)
     if inst.kv_used_bytes - inst.outgoing_bytes + promised > capacity_bytes(state, m):
         evict_residents(state, g, m, False)  # residents that take no part yield their room
     if inst.kv_used_bytes + promised <= capacity_bytes(state, m):
         inst.kv_used_bytes += promised
     else:
         inst.kv_promised_bytes = promised
-    model.running_on += 1
     model.waiting_since_ns = now if has_open_work(state, m) else FOREVER_NS
-    inst.asks_prefetch = 0
     place_weights(state, g, m)
-    inst.stage = Stage.COMMANDED
     emit(state, Command.START, g)
 
 
@@ -357,16 +315,16 @@ def can_join(state: State, g: int, r: int) -> bool:
 def try_join(state: State, r: int) -> None:
     """Let r join the smallest running turn that takes it (ties: lowest instance)."""
     best, best_size = NONE, 0
-    for g in range(state.instances.shape[0]):
-        if state.models[state.requests[r].model].running_on == 0:
-            break
+    g = state.models[state.requests[r].model].running_head
+    while g >= 0:
         if can_join(state, g, r):
             size = lists.count(state, lists.instance_list(state, g, lists.BATCH))
-            if best == NONE or size < best_size:
+            if best == NONE or size < best_size or (size == best_size and g < best):
                 best, best_size = g, size
+        g = state.instances[g].next_running
     if best >= 0:
         state.instances[best].kv_used_bytes += claim(state, best, r)
-        forget_wait(state, state.requests[r].model)
+        recount(state, state.requests[r].model)
         emit(state, Command.JOIN, best)
 
 
@@ -415,9 +373,8 @@ def end_turn(state: State, g: int) -> None:
             reopen(state, r, RequestPhase.READY)
         r = lists.first(state, batch)
     inst.batch_context_tokens = 0
-    model = state.models[inst.model]
-    model.running_on -= 1
-    model.served_ns = state.pool[0].now_ns
+    state.models[inst.model].served_ns = state.pool[0].now_ns
+    vacate(state, g)
     inst.stage = Stage.FREE
-    inst.asks_prefetch = 0
+    bits.add(state.vacant, g)
     state.pool[0].wakes += 1
