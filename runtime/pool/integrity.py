@@ -5,12 +5,14 @@ function per law. It holds after every event, before or after the outbox is drai
 Letters as in state.py.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.core import FOREVER_NS, NONE, Command, KvPlace, Phases, RequestPhase, SlotState, Stage
+from runtime.pool.bits import WORD
 from runtime.pool.lists import BATCH, INCOMING, OUTGOING, PREFILL
 from runtime.pool.state import LISTS_PER_INSTANCE, State
 
@@ -250,6 +252,53 @@ def check_models(view: View) -> None:
     within("models", "waiting_since_ns", since, 0, view.pool["now_ns"], open_count > 0)
 
 
+def check_open_work(view: View) -> None:
+    """Each model's sums over its open requests, and the order of the models that have any."""
+    state, requests, models = view.state, view.requests, view.state.models
+    count = int(view.pool["open_models"])
+    order = state.open_models[:count]
+    place = np.full(len(models), NONE)
+    place[order] = np.arange(count)
+    equal("models", "place", models["place"], place)
+    keys = [(int(models["urgent_ns"][m]), int(m)) for m in order]
+    for i in np.flatnonzero(np.array([a > b for a, b in pairwise(keys)]))[:1]:
+        fail("open_models", int(i) + 1, "key", keys[i + 1], f"more than {keys[i]}")
+    due = requests["arrival_ns"] + models["ttft_ns"].take(requests["model"], mode="clip")
+    due = due + requests["emitted_tokens"] * models["tbt_ns"].take(requests["model"], mode="clip")
+    bound = requests["kv"] == KvPlace.DEVICE
+    bound |= (requests["kv"] == KvPlace.HOST) & (view.pool["network_bytes_s"] <= 0)
+    bound |= view.pool["is_push"] != 0
+    for column, start, fold, values in (
+        ("urgent_ns", FOREVER_NS, np.minimum, due),
+        ("latest_ns", 0, np.maximum, due),
+        ("oldest_ns", FOREVER_NS, np.minimum, requests["arrival_ns"]),
+        ("open_kv_bytes", 0, np.add, view.kv_bytes),
+        ("bound", 0, np.add, bound.astype(np.int64)),
+    ):
+        folded = np.full(len(models), start)
+        fold.at(folded, requests["model"][view.is_open], values[view.is_open])
+        equal("models", column, models[column], folded)
+    mean = np.zeros(len(models))
+    np.add.at(mean, requests["model"][view.is_open], due[view.is_open].astype(float))
+    equal("models", "deadline_sum_ns", np.isclose(models["deadline_sum_ns"], mean), True)
+
+
+def check_occupancy(view: View) -> None:
+    """The sets of vacant instances, and of those in a turn by model."""
+    instances, stage = view.instances, view.instances["stage"]
+    vacant = [int(view.state.vacant[g // WORD] >> (g % WORD) & 1) for g in range(len(instances))]
+    equal("instances", "is vacant", vacant, np.isin(stage, (Stage.FREE, Stage.IDLE)))
+    equal("pool", "occupied", view.pool["occupied"], np.count_nonzero(stage >= Stage.COMMANDED))
+    for m, head in enumerate(view.state.models["running_head"].tolist()):
+        found, g = [], head
+        while g != NONE and len(found) <= len(instances):
+            found.append(g)
+            g = int(instances["next_running"][g])
+        running = np.flatnonzero((instances["model"] == m) & (stage >= Stage.COMMANDED))
+        if sorted(found) != running.tolist():
+            fail("models", m, "instances in a turn of it", found, running.tolist())
+
+
 def check_slots(view: View) -> None:
     """A model is at most once on an instance; the loading slot loads; the active one is its own."""
     instances, slots = view.instances, view.state.slots
@@ -312,6 +361,8 @@ LAWS = (
     check_device_memory,
     check_host_memory,
     check_models,
+    check_open_work,
+    check_occupancy,
     check_slots,
     check_stages,
     check_outbox,
