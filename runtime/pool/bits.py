@@ -15,7 +15,7 @@ WORD = 1 << WORD_SHIFT  # bits; a word of int64 never gets a sign
 Bits = npt.NDArray[np.int64]
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _trailing_zeros(context: Any, word: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], context.get_constant(types.boolean, True))

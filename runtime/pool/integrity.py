@@ -290,7 +290,8 @@ def check_occupancy(view: View) -> None:
     equal("instances", "is vacant", vacant, np.isin(stage, (Stage.FREE, Stage.IDLE)))
     equal("pool", "occupied", view.pool["occupied"], np.count_nonzero(stage >= Stage.COMMANDED))
     for m, head in enumerate(view.state.models["running_head"].tolist()):
-        found, g = [], head
+        found: list[int] = []
+        g = head
         while g != NONE and len(found) <= len(instances):
             found.append(g)
             g = int(instances["next_running"][g])
