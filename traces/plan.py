@@ -229,7 +229,7 @@ def _guess(column: str, names: list[str]) -> str | None:
 def _is_zero(values: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     """Rows whose number is 0, or that have none."""
     values = plain(values)
-    zero = np.asarray(pc.is_null(values, nan_is_null=False))
+    zero = np.asarray(pc.is_null(values, nan_is_null=True))
     if pa.types.is_string(values.type):
         zero |= np.asarray(pc.is_in(pc.utf8_trim_whitespace(values), pa.array(["0", "0.0", ""])))
     elif pa.types.is_integer(values.type) or pa.types.is_floating(values.type):

@@ -258,6 +258,14 @@ def test_empty_requests_are_left_out_where_asked(save: Save) -> None:
     assert trace.lineage[1] == "left out 2 rows without tokens"
 
 
+def test_tokens_that_are_not_a_number_are_left_out_where_asked(tmp_path: Path) -> None:
+    """A table with gaps turns whole numbers into floats and gaps into NaN."""
+    path = tmp_path / "t.parquet"
+    columns = {"when": [1, 2], "m": ["a", "a"], "p": [5.0, float("nan")], "o": [6.0, 7.0]}
+    pq.write_table(pa.table(columns), path)
+    assert read(path, columns=mapped(drop_empty=True)).prompt_tokens.tolist() == [5]
+
+
 def test_file_of_rows_that_are_no_requests_says_so(save: Save) -> None:
     path = save("t.csv", "Timestamp,Model,Request tokens,Response tokens\n1,a,1,0\n2,b,3,0\n")
     with pytest.raises(TraceError, match=r"no requests among 2 rows: 0 failed, 2 without tokens$"):

@@ -233,6 +233,39 @@ def test_read_names_a_wrong_type_by_its_first_value(
     assert refusal(path).startswith(f"{path}: {expected}")
 
 
+BLOCKS = [
+    (
+        "csv",
+        ["7 8", "9 x", ""],
+        "row 2, column prefix_blocks is 'x': expected a list of whole numb",
+    ),
+    ("csv", ["7", "9", "1.5"], "row 3, column prefix_blocks is '1.5': expected a list of whole"),
+    ("csv", ["7  8", "9", "1"], "row 1, column prefix_blocks is empty: expected a list of whole"),
+    ("jsonl", [[7], [8, None], []], "row 2, column prefix_blocks is [8, None]: expected a list of"),
+    ("jsonl", [[7], [8], ["a"]], "row 3, column prefix_blocks is ['a']: expected a list of whole"),
+    ("jsonl", [[7], 8, []], "row 2, column prefix_blocks is 8: expected a list of whole numbers"),
+    ("parquet", [[7], [8, None], [9]], "row 2, column prefix_blocks is empty: expected a list"),
+    (
+        "parquet",
+        [[7.0], [8.5], [9.0]],
+        "row 1, column prefix_blocks is 7: expected a list of whole",
+    ),
+    (
+        "parquet",
+        [7, 8, 9],
+        "row 1, column prefix_blocks is 7: expected a list of numbers, not int64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "blocks", "expected"), BLOCKS)
+def test_read_names_the_row_of_a_bad_list(
+    tmp_path: Path, kind: str, blocks: list[Any], expected: str
+) -> None:
+    path = stored(tmp_path, kind, GOOD | {"prefix_blocks": blocks})
+    assert refusal(path).startswith(f"{path}: {expected}")
+
+
 def test_read_names_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
     latin = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xe9", b"a"]).buffers())
     path = stored(tmp_path, "parquet", GOOD | {"model": latin})
