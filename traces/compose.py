@@ -1,6 +1,6 @@
 """`compose`: a trace from steps written as lines of text, in order.
 
-    read gateway.parquet           a file; `market NAME` starts from a named market instead
+    read gateway.parquet           or `market NAME`, or `servegen RATES LENGTHS` of client tables
     keep llama-70b qwen-7b         see STEPS for all, and the functions in `traces.steps`
     thin 0.5 seed=1
     merge other.parquet prefix=b-
@@ -18,10 +18,12 @@ from typing import Any, get_args, get_type_hints
 
 from traces import steps
 from traces.bundled import RECIPES, stream_bundled
+from traces.client_market import ClientMarket, client_stream
 from traces.errors import TraceError, UserError, nearest
 from traces.market import market_stream
 from traces.parquet_stream import is_ours, stream_parquet
 from traces.read import read
+from traces.splits import Part, load_split
 from traces.stream import TraceStream, of_trace
 
 Step = Callable[..., TraceStream]
@@ -47,11 +49,46 @@ def market_step(
     return market_stream(replace(RECIPES[name], **given)) if given else stream_bundled(name)
 
 
+def servegen_step(
+    rates: str,
+    lengths: str,
+    first_day: int = 0,
+    days: int = 1,
+    pools: str = "",
+    models: str = "",
+    correlation: float = 0.0,
+    seed: int = 0,
+) -> TraceStream:
+    """A market from ServeGen's client tables; pools and models as a,b."""
+    return client_stream(
+        ClientMarket(
+            rates=rates,
+            lengths=lengths,
+            first_day=first_day,
+            days=days,
+            pools=tuple(filter(None, pools.split(","))),
+            models=tuple(filter(None, models.split(","))),
+            correlation=correlation,
+            seed=seed,
+        )
+    )
+
+
 def merge_step(stream: TraceStream, path: str, prefix: str = "") -> TraceStream:
     return steps.merge(stream, read_step(path), prefix)
 
 
-SOURCES: dict[str, Step] = {"read": read_step, "market": market_step}
+def split_step(stream: TraceStream, name: str, part: str, file: str = "") -> TraceStream:
+    """The part of a known split; `file` is the stream's name unless given."""
+    if part not in list(Part):
+        raise TraceError(f"part={part}: {nearest(part, [one.value for one in Part])}")
+    found = load_split(name).select(stream, Part(part), file or stream.name)
+    if len(found) != 1:
+        raise TraceError(f"{len(found)} runs of days: expected one; see conf/splits/{name}.yaml")
+    return found[0]
+
+
+SOURCES: dict[str, Step] = {"read": read_step, "market": market_step, "servegen": servegen_step}
 STEPS: dict[str, Step] = {
     "window": steps.window,
     "days": steps.days,
@@ -65,6 +102,7 @@ STEPS: dict[str, Step] = {
     "clients": steps.clients,
     "checkpoints": steps.checkpoints,
     "merge": merge_step,
+    "split": split_step,
 }
 
 

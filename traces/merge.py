@@ -24,10 +24,11 @@ def merged(sources: Sequence[Source], end: int, block: int) -> Iterator[Chunk]:
         parts = [(index, source.until(stop)) for index, source in enumerate(sources)]
         present = [(index, part) for index, part in parts if len(part.time)]
         if present:
-            yield _chunk(present)
+            yield chunk_of(present)
 
 
-def _chunk(parts: Sequence[tuple[int, Requests]]) -> Chunk:
+def chunk_of(parts: Sequence[tuple[int, Requests]]) -> Chunk:
+    """The requests of some models (number, requests), of one stretch of time, in order."""
     time = np.concatenate([part.time for _, part in parts])
     order = np.argsort(time, kind="stable")
     models = np.array([index for index, _ in parts], np.int32)

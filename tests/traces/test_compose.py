@@ -169,6 +169,14 @@ def test_market_starts_a_composition() -> None:
     assert collect(stream).span_s < 600
 
 
+def test_split_takes_a_part_of_a_known_file(folder: Path) -> None:
+    text = LOG.replace(",m0,", ",m-c000,").replace(",m1,", ",m-c003,").replace(",m2,", ",m-c004,")
+    Path("clients.csv").write_text(text)
+    trace = made("read clients.csv", "split servegen train file=servegen_tail98_days0-8")
+    assert trace.models == ("m-c000",)
+    assert trace.lineage[1] == "split servegen train days 0 2"
+
+
 def test_given_trace_is_where_steps_start(folder: Path) -> None:
     base = of_trace(read("log.csv"))
     assert collect(compose(["drop m0"], base)).models == ("m1", "m2")
@@ -220,12 +228,18 @@ def test_streamed_file_is_the_file(tmp_path_factory: pytest.TempPathFactory, tra
         (["read log.csv", "checkpoints A=x"], "step 2 'checkpoints A=x': A=x: expected a whole"),
         (["read log.csv", "part 4 3"], "step 2 'part 4 3': number=4: expected 1 to 3"),
         (["read log.csv", "part 1 3 by=day"], "step 2 'part 1 3 by=day': by=day: known: model"),
+        (["read log.csv", "split x train"], "step 2 'split x train': split=x: known: servegen"),
+        (["read log.csv", "split sosp25 trai"], "step 2 'split sosp25 trai': part=trai: did you"),
+        (
+            ["read log.csv", "split sosp25 train file=aegaeon_sosp25_workloads"],
+            "step 2 'split sosp25 train file=aegaeon_sosp25_workloads': 0 runs of days: expected",
+        ),
         (["read log.csv", "days 3 1"], "step 2 'days 3 1': first=3: expected 0 to 1"),
         (["read log.csv", "window -1"], "step 2 'window -1': start_s=-1.0: expected a number"),
         (["read log.csv", "retime 0"], "step 2 'retime 0': rps=0.0: expected a positive number"),
         (["read base.parquet", "clients"], "step 2 'clients': trace base has no column client"),
         (["read log.csv", "read log.csv"], "step 2 'read log.csv': expected as the first step"),
-        (["thin 0.5"], "step 1 'thin 0.5': expected a source before it: read, market"),
+        (["thin 0.5"], "step 1 'thin 0.5': expected a source before it: read, market, servegen"),
         (["read none.csv"], "step 1 'read none.csv': none.csv: no such file"),
         (["market papr"], "step 1 'market papr': name=papr: no such market; did you mean 'paper'"),
         (["read 'log.csv"], 'step 1 "read \'log.csv": No closing quotation'),
