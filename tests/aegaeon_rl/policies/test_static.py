@@ -11,6 +11,7 @@ from aegaeon_rl.policies.static import decide, static_memory
 from runtime.core import FOREVER_NS, NONE, DecisionKind, EventKind, RequestPhase, SloSpec, Stage
 from runtime.emulator.profile import load_profile
 from runtime.emulator.run import Run, build_state, run
+from runtime.emulator.script import script_of
 from runtime.pool.candidates import next_decision, pose
 from runtime.pool.placement import preload
 from runtime.pool.state import EVENT
@@ -73,6 +74,24 @@ def test_an_instance_that_is_down_takes_its_models_along(burst: Any, flat_pool: 
         event["instance"] = NONE
         apply(state, event[0])
     assert state.instances["stage"][0] == Stage.DOWN
+
+
+@pytest.mark.parametrize("policy", [Dedicated(), MuxServe()], ids=lambda p: p.name)
+def test_an_instance_that_returns_serves_its_models_again(
+    trace_of: Any, flat_pool: Any, policy: Any
+) -> None:
+    """Its request of 0 s and that of 3 s are refused while it is away; that of 5 s waits a load."""
+    trace = trace_of(
+        (0.0, 0, 10, 900), (0.0, 1, 10, 400), (3.0, 0, 10, 5), (5.0, 0, 10, 5), (5.0, 1, 10, 5)
+    )
+    fails = script_of([(2.0, EventKind.INSTANCE_FAILED, 0), (4.0, EventKind.INSTANCE_JOINED, 0)])
+    result = run(trace, flat_pool(2), policy, SLO, journal=True, script=fails)
+    phases = [RequestPhase(phase).name for phase in result.results["phase"]]
+    assert phases == ["SHED", "DONE", "SHED", "DONE", "DONE"]
+    assert rows_of(result, EventKind.WEIGHTS_READY)["instance"].tolist() == [0]
+    assert result.results["first_token_ns"][3] >= 6e9
+    assert set(rows_of(result, EventKind.ROUTE)["instance"]) == {NONE, 0, 1}
+    assert result.refused == 0
 
 
 def test_residents_with_work_alternate_by_their_share_of_a_tbt(
