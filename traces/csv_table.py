@@ -5,12 +5,13 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
 
 from traces.errors import Origin, TraceError, shown
-from traces.table import Role, Rows
+from traces.table import Role, Rows, open_text
 
 BLOCK_BYTES = 1 << 24  # a row may not be longer
 
@@ -36,7 +37,7 @@ class CsvTable:
         parse = arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
         first = 0
         try:
-            with self.path.open("rb") as file:
+            with open_text(self.path) as file:
                 for batch in arrow_csv.open_csv(
                     pa.PythonFile(_CheckedText(self.path, file), mode="r"),
                     # one thread: an invalid row has a number then
@@ -59,7 +60,7 @@ class CsvTable:
 
 def _header(path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_text(path), "utf-8-sig", newline="") as file:
             rows = (row for row in csv.reader(file) if row)
             names = next(rows, None)
     except (csv.Error, UnicodeDecodeError) as error:
@@ -73,7 +74,7 @@ def _header(path: Path) -> list[str]:
 class _CheckedText(io.RawIOBase):
     """A file's bytes, all UTF-8, and a newline: without it Arrow drops a row that is cut short."""
 
-    def __init__(self, path: Path, file: io.BufferedReader) -> None:
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path, self.file, self.is_done = path, file, False
         self.decoder = codecs.getincrementaldecoder("utf-8")()
 
@@ -106,7 +107,7 @@ def _check_utf8(path: Path) -> None:
     """Raises TraceError naming row and column of the first byte that is not UTF-8."""
     names: list[str] = []
     row = -1
-    with path.open("rb") as file:
+    with open_text(path) as file:
         for line in file:
             try:
                 text = line.decode("utf-8-sig" if row < 0 else "utf-8").strip()

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from traces.errors import Origin, TraceError, shown
-from traces.table import Role, Rows
+from traces.table import Role, Rows, open_text
 
 BOM = b"\xef\xbb\xbf"
 ROWS = 1 << 14
@@ -49,7 +49,7 @@ class JsonlTable:
             part = list(islice(self.rows, ROWS))
 
     def _rows(self) -> Iterator[Row]:
-        with self.path.open("rb") as file:
+        with open_text(self.path) as file:
             number = 0
             for i, line in enumerate(file):
                 text = line.removeprefix(BOM) if i == 0 else line

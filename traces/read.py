@@ -1,6 +1,8 @@
 """`read`: a trace from a file of its own columns, of a known format, or with a map of columns."""
 
 import json
+import re
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from traces.jsonl_table import JsonlTable
 from traces.mapping import NOTHING, ColumnMap
 from traces.parquet_table import ParquetTable
 from traces.plan import Plan, planned
-from traces.table import TableFile
+from traces.table import TableFile, uncompressed
 from traces.trace import Trace, TraceKind, renumbered
 
 READERS: dict[str, Callable[[Path], TableFile]] = {
@@ -51,6 +53,8 @@ def read(
         return _trace(file, plan, path)
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (EOFError, zlib.error) as error:  # of a file that ends in .gz
+        raise TraceError(f"{path}: cannot be read: {error}") from None
 
 
 def opened(path: Path) -> TableFile:
@@ -58,7 +62,7 @@ def opened(path: Path) -> TableFile:
     if not path.is_file():
         what = "a folder: expected a file" if path.is_dir() else "no such file"
         raise TraceError(f"{path}: {what}")
-    reader = READERS.get(path.suffix.lower())
+    reader = READERS.get(uncompressed(path).suffix.lower())
     if reader is None:
         raise TraceError(f"{path}: unknown format {path.suffix!r}; {nearest(path.suffix, READERS)}")
     return reader(path)
@@ -71,7 +75,7 @@ def _trace(file: TableFile, plan: Plan, path: Path) -> Trace:
         gathered.add(table, origin)
     if gathered.requests == 0:
         raise plan.nothing()
-    name = file.metadata.get("name", path.stem)
+    name = file.metadata.get("name", uncompressed(path).stem)
     made = gathered.columns(plan.names.model_name or name)
     if "prefix_blocks" in made:
         size = block_tokens(file.metadata, plan.form)
@@ -83,7 +87,7 @@ def _trace(file: TableFile, plan: Plan, path: Path) -> Trace:
 
 def stated(file: TableFile, plan: Plan, path: Path) -> dict[str, Any]:
     """Name, kind, licence and lineage as the metadata tell, this reading included."""
-    name = file.metadata.get("name", path.stem)
+    name = file.metadata.get("name", uncompressed(path).stem)
     return {
         "name": f"{name}[{plan.where}]" if plan.where else name,
         "kind": _kind(file.metadata, plan.form, path),
@@ -112,7 +116,7 @@ def _in_order(made: dict[str, Any], clock: Clock) -> list[str]:
 
 def block_tokens(stated: dict[str, str], form: Format) -> int | None:
     value = stated.get("prefix_block_tokens", "")
-    return int(value) if value.isascii() and value.isdigit() else form.block_tokens
+    return int(value) if re.fullmatch("[0-9]{1,9}", value) else form.block_tokens
 
 
 def _kind(stated: dict[str, str], form: Format, path: Path) -> TraceKind:

@@ -1,8 +1,10 @@
 """What every reader of a file gives: its columns' names, and then its rows in chunks."""
 
+import gzip
 from collections.abc import Iterator
 from enum import Enum, auto
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol, cast
 
 import pyarrow as pa
 
@@ -37,3 +39,15 @@ class TableFile(Protocol):
     def chunks(self, roles: dict[str, Role]) -> Iterator[Rows]:
         """The rows, with these columns only. Raises TraceError naming the row that is wrong."""
         ...
+
+
+def open_text(path: Path) -> IO[bytes]:
+    """The bytes of a text file, also of one that ends in .gz."""
+    if path.suffix.lower() == ".gz":
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    return path.open("rb")
+
+
+def uncompressed(path: Path) -> Path:
+    """Its name without .gz."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path

@@ -180,6 +180,7 @@ def test_interrupted_download_of_a_changed_file_starts_over(server: Server, tag:
     refusal()
     server.cut, server.tag = None, tag
     assert got()[0].read_bytes() == DATA
+    assert server.asked[1] == ("bytes=65536-" if tag == '"v2"' else None)
     assert kept() == {"tiny.csv"}
 
 

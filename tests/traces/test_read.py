@@ -1,5 +1,6 @@
 """`read`: every bad file is one line that names file, row, column and value."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -336,6 +337,21 @@ def test_read_takes_names_that_look_like_other_types(save: Save) -> None:
 def test_read_skips_a_byte_order_mark(save: Save, name: str) -> None:
     text = HEADER + "0,a,1,1\n" if name == "t.csv" else ROW
     assert read(save(name, b"\xef\xbb\xbf" + text.encode())).models == ("a",)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_read_takes_compressed_texts(tmp_path: Path, kind: str) -> None:
+    plain = stored(tmp_path, kind, GOOD)
+    path = tmp_path / f"t.{kind}.gz"
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    trace = read(path)
+    assert (trace.sha256, trace.name) == (read(plain).sha256, "t")
+    path.write_bytes(path.read_bytes()[:-12])
+    assert refusal(path).startswith(f"{path}: cannot be read: Compressed file ended before")
+    path.write_bytes(plain.read_bytes())
+    assert refusal(path).startswith(f"{path}: cannot be read: Not a gzipped file")
+    path.write_bytes(gzip.compress(b"x" * 999)[:10] + b"\xff" * 50)
+    assert refusal(path).startswith(f"{path}: cannot be read: Error -3 while decompressing")
 
 
 def test_read_takes_rows_longer_than_arrows_default_block(save: Save) -> None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from traces.errors import Origin, TraceError
 from traces.formats.format import Format
 from traces.mapping import ColumnMap, TimeUnit
-from traces.table import CHUNK_ROWS, Role, Rows
+from traces.table import CHUNK_ROWS, Role, Rows, open_text
 
 STAMP = re.compile(rb"(?:(\d{4})-)?(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?")
 EVENT = re.compile(  # the first on a line: what follows may be the user's own words
@@ -98,7 +98,7 @@ def _requests(path: Path) -> dict[str, Request]:
     """By id, in order of arrival. Raises TraceError at an answer to a prompt of unknown length."""
     requests: dict[str, Request] = {}
     calendar = Calendar()
-    with path.open("rb") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file):
             _note(requests, calendar, line, number)
     received = {name: r for name, r in requests.items() if r.was_received}
