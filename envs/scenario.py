@@ -9,7 +9,7 @@ from envs.stepping import serve_oldest
 from runtime.core import NS, Dispatch, PoolSpec, PrefetchMode, SloSpec
 from runtime.emulator.loop import Signal
 from runtime.emulator.profile import load_profile
-from runtime.emulator.run import build_state
+from runtime.emulator.run import build_state, new_memory
 from runtime.emulator.script import outside
 from runtime.emulator.tables import Sim, arrivals_of, grow_slots, new_sim
 from runtime.errors import UserError
@@ -106,7 +106,7 @@ def role_free(pool: PoolSpec) -> PoolSpec:
 def warm_up(sim: Sim, policy: Policy | None, seconds: float) -> None:
     """Run `policy` up to `seconds`, so that an episode does not start from an empty pool."""
     sim.control["horizon_ns"] = round(seconds * NS)
-    memory = None if policy is None else policy.memory(sim.state)
+    memory = None if policy is None else new_memory(sim, policy)
     rows = np.zeros(ROWS, np.int64)
     while True:
         signal = serve_oldest(sim, rows) if policy is None else policy.drive(sim, memory)

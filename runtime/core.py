@@ -220,7 +220,7 @@ class PoolSpec:
     h2d_bytes_s: float = 50e9
     d2h_bytes_s: float = 50e9
     kv_out_free: bool = False
-    kv_reload_every_turn: bool = False
+    kv_reload_every_turn: bool = False  # in at each turn's start (later joins are free), then out
     kv_stays: bool = False  # a switch leaves the last model's KV on the device while there is room
     kv_move_token_bytes: int = (
         0  # 0: KV moves in whole blocks; else bytes a token (SOSP'25: 500 kB)

@@ -57,6 +57,20 @@ class Places(Protocol):
         """
 
 
+@runtime_checkable
+class Oracle(Protocol):
+    """A policy that knows what no live pool can: how long each answer will be.
+
+    It is a bound, not a scheduler: shown with the label "(oracle)", refused by a live pool.
+    """
+
+    def foresee(self, memory: Any, output_tokens: npt.NDArray[np.int32]) -> None:
+        """Take the trace's output lengths, by request id [R], into `memory` (nothing else may).
+
+        The emulator calls it once, before the first event.
+        """
+
+
 class Turn(NamedTuple):
     """What the core ordered: request slots by stage, in order. Times are ns."""
 

@@ -184,18 +184,22 @@ H800_MEASURED = (  # of the SOSP'25 artifact, Qwen2.5-7B: seconds of prefills by
 SOSP25_SOURCE = "latency fits of the Aegaeon SOSP'25 artifact (Zenodo 10.5281/zenodo.16673199)"
 
 
+def as_simulated(coefficients: Sequence[float]) -> Fit:
+    """The artifact's fit as its simulator uses it: every decode step is asked for at batch -1."""
+    *prefill, decode_s, context_s, batch_s = coefficients
+    source = f"{SOSP25_SOURCE}; decode at batch -1"
+    return linear((*prefill, decode_s - batch_s, context_s, 0.0), source)
+
+
 SOSP25 = {
-    "sosp25/Qwen2.5-7B": linear(
-        (1.91604e-2, 1.28994e-5, -7.70194e-10, 8.31136e-3, 6.53334e-7, 6.74570e-5),
-        SOSP25_SOURCE,
+    "sosp25/Qwen2.5-7B": as_simulated(
+        (1.91604e-2, 1.28994e-5, -7.70194e-10, 8.31136e-3, 6.53334e-7, 6.74570e-5)
     ),
-    "sosp25/Yi-1.5-9B": linear(
-        (2.43611e-2, 1.62060e-5, -7.43632e-10, 1.29702e-2, 7.20063e-7, 6.71406e-5),
-        SOSP25_SOURCE,
+    "sosp25/Yi-1.5-9B": as_simulated(
+        (2.43611e-2, 1.62060e-5, -7.43632e-10, 1.29702e-2, 7.20063e-7, 6.71406e-5)
     ),
-    "sosp25/Llama-2-13B": linear(
-        (3.18922e-2, 2.44960e-5, -1.48840e-9, 1.10784e-2, 1.48545e-6, 1.02213e-4),
-        SOSP25_SOURCE,
+    "sosp25/Llama-2-13B": as_simulated(
+        (3.18922e-2, 2.44960e-5, -1.48840e-9, 1.10784e-2, 1.48545e-6, 1.02213e-4)
     ),
 }
 

@@ -22,7 +22,7 @@ from runtime.core import NS, PoolSpec, SloSpec
 from runtime.emulator.profile import load_profile
 from runtime.emulator.run import build_state, run
 from runtime.errors import UserError, nearest
-from runtime.protocol import Policy
+from runtime.protocol import Oracle, Policy
 from traces import Trace
 
 DEFAULT_BASELINE = "aegaeon"
@@ -74,6 +74,16 @@ class Cell(NamedTuple):
     units: Units
     metrics: dict[str, float]
     attainment: Interval
+    is_oracle: bool = False
+
+    @property
+    def label(self) -> str:
+        """How people see the policy named."""
+        return label_of(self.policy, self.is_oracle)
+
+
+def label_of(policy: str, is_oracle: bool) -> str:
+    return f"{policy} (oracle)" if is_oracle else policy
 
 
 class Row(NamedTuple):
@@ -178,7 +188,8 @@ def evaluate_cell(plan: Plan, policy: Policy, load: float) -> Cell:
     units = Units(np.array(on_time), np.array(due))
     sample = merged(samples)
     interval = attainment_interval(units, plan.spec.draws, plan.spec.confidence, plan.seed)
-    return Cell(policy.name, load, sample, units, metrics(sample), interval)
+    is_oracle = isinstance(policy, Oracle)
+    return Cell(policy.name, load, sample, units, metrics(sample), interval, is_oracle)
 
 
 def run_window(plan: Plan, pool: PoolSpec, policy: Policy, window: Window, load: float) -> Sample:

@@ -74,12 +74,12 @@ def training_curve(points: Sequence[Any], start: str) -> str:
 
 def attainment_by_load(comparison: Comparison) -> str:
     """Token attainment against load, with intervals as bands."""
-    names = [row.cell.policy for row in comparison.rows]
+    names = [row.cell.label for row in comparison.rows]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         axes = figure.subplots()
         for name, colour in colours(names).items():
-            cells = [cell for cell in comparison.cells if cell.policy == name]
+            cells = [cell for cell in comparison.cells if cell.label == name]
             loads = [cell.load for cell in cells]
             value, low, high = 100 * np.array([cell.attainment for cell in cells]).T
             axes.fill_between(loads, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -94,7 +94,7 @@ def attainment_by_load(comparison: Comparison) -> str:
 
 def distributions(rows: Sequence[Cell]) -> str:
     """Share of requests (or token gaps) beyond a time: TTFT, TBT, longest stall; log-log."""
-    names = [cell.policy for cell in rows]
+    names = [cell.label for cell in rows]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         first, gap, stall = figure.subplots(1, 3)
@@ -133,7 +133,7 @@ def _gap_survival(axes: Axes, gaps: npt.NDArray[np.int64], colour: str) -> None:
 
 def worst_models(rows: Sequence[Cell]) -> str:
     """Token attainment of every model, worst first: a flat line at 100 % is fair and good."""
-    names = [cell.policy for cell in rows]
+    names = [cell.label for cell in rows]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.2), layout="constrained")
         axes = figure.subplots()

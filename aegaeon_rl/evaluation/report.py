@@ -7,13 +7,13 @@ from typing import Any
 import jinja2
 
 from aegaeon_rl.evaluation import plots
-from aegaeon_rl.evaluation.compare import Comparison, Plan, Row, window_trace
+from aegaeon_rl.evaluation.compare import Comparison, Plan, Row, label_of, window_trace
 from aegaeon_rl.evaluation.export import record_window
 from aegaeon_rl.evaluation.gantt import Bar, bars
 from aegaeon_rl.evaluation.metrics import model_attainment
 from aegaeon_rl.evaluation.sizing import Sizing
 from runtime.emulator.profile import load_profile
-from runtime.protocol import Policy
+from runtime.protocol import Oracle, Policy
 
 TABLE = (  # metric, heading, kind
     ("token_attainment", "tokens on time", "share"),
@@ -74,10 +74,10 @@ def answer(comparison: Comparison) -> str:
     where = f"On {trace.name} and {counted(pool.gpus, 'GPU')} ({pool.name})"
     reached = percent(best.cell.metrics["token_attainment"])
     if best.difference is None:
-        return f"{where}, {best.cell.policy} emits {reached} of all tokens on time."
-    other = f"{baseline.cell.policy} {percent(baseline.cell.metrics['token_attainment'])}"
+        return f"{where}, {best.cell.label} emits {reached} of all tokens on time."
+    other = f"{baseline.cell.label} {percent(baseline.cell.metrics['token_attainment'])}"
     return (
-        f"{where}, {best.cell.policy} emits {reached} of all tokens on time, {other}:"
+        f"{where}, {best.cell.label} emits {reached} of all tokens on time, {other}:"
         f" {difference_text(best)}, {verdict(best)}."
     )
 
@@ -156,7 +156,10 @@ def turns_of(comparison: Comparison, policies: Sequence[Policy]) -> dict[str, li
     """What each policy's Gantt shows."""
     plan = comparison.plan
     window_s = gantt_window_s(plan)
-    return {p.name: bars(record_window(plan, p, *window_s).timeline) for p in policies}
+    return {
+        label_of(p.name, isinstance(p, Oracle)): bars(record_window(plan, p, *window_s).timeline)
+        for p in policies
+    }
 
 
 def worst_table(comparison: Comparison, count: int = 5) -> list[dict[str, Any]]:
@@ -193,7 +196,10 @@ def render(
     cells = [row.cell for row in comparison.rows]
     plan = comparison.plan
     facts: list[tuple[str, list[str]]] = [
-        (f"against {comparison.baseline}", [difference_text(row) for row in comparison.rows]),
+        (
+            f"against {comparison.row(comparison.baseline).cell.label}",
+            [difference_text(row) for row in comparison.rows],
+        ),
         ("verdict", [verdict(row) for row in comparison.rows]),
     ]
     for key, heading, kind in TABLE:
@@ -205,10 +211,10 @@ def render(
         answer=answer(comparison),
         sizing=sizing and sizing_sentence(sizing),
         assumptions=assumptions(comparison),
-        policies=[cell.policy for cell in cells],
-        best=comparison.best.cell.policy,
+        policies=[cell.label for cell in cells],
+        best=comparison.best.cell.label,
         facts=facts,
-        colours=plots.colours([cell.policy for cell in cells]),
+        colours=plots.colours([cell.label for cell in cells]),
         sections=sections,
         load_figure=plots.attainment_by_load(comparison),
         distribution_figure=plots.distributions(cells),

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aegaeon_rl.evaluation.compare import Plan, last_deadline_s, window_trace
+from aegaeon_rl.evaluation.compare import Plan, label_of, last_deadline_s, window_trace
 from aegaeon_rl.policies.dedicated import Dedicated
 from runtime.core import NS, PoolSpec
 from runtime.emulator.run import run
 from runtime.errors import UserError
-from runtime.protocol import Policy
+from runtime.protocol import Oracle, Policy
 from traces import Trace
 
 NODE = 8
@@ -64,7 +64,7 @@ def size(plan: Plan, policy: Policy) -> Sizing:
         pooled, share = pooled_gpus(plan, policy, dedicated)
     return Sizing(
         target=target,
-        policy=policy.name,
+        policy=label_of(policy.name, isinstance(policy, Oracle)),
         dedicated=dedicated,
         dedicated_share=dedicated_share,
         pooled=pooled,

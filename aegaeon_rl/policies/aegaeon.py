@@ -3,7 +3,14 @@
 Prefill instances serve groups of at most MAX_GROUP requests of one model in order of creation
 (the group may be refilled while it drains). Decode instances serve
 one batch per model, round by round, with quotas that give every batch the same playback time
-(section 1.2). In a pool with `sosp25_rules` the artifact's simulator is followed where it differs.
+(section 1.2).
+
+In a pool with `sosp25_rules` the artifact's simulator is followed where it differs. Prefill: groups
+are bounded by KV tokens; the request whose turn has come, its switch included, has left its group,
+so that an instance counts as empty and takes new groups while it works on its last request. Decode:
+batches go in the order of their models (there: of object addresses); one that has run empty counts
+until its round ends; the quota has no first step of its own. An instance holds one model, and a
+switch is shortened by the compute time since the last one.
 """
 
 from dataclasses import dataclass, replace
@@ -14,6 +21,7 @@ import numpy.typing as npt
 
 from aegaeon_rl.policies.batches import (
     Groups,
+    forget_empty,
     groups_on,
     needs_prefill,
     new_groups,
@@ -24,6 +32,7 @@ from aegaeon_rl.policies.batches import (
 )
 from runtime.compiled import inner, kernel
 from runtime.core import (
+    NONE,
     DecisionKind,
     Dispatch,
     EventKind,
@@ -147,9 +156,25 @@ def switch_sum_s(state: State, g: int, groups: Groups) -> float:
 
 
 @inner
+def next_in_round(state: State, g: int, memory: AegaeonMemory) -> int:
+    """The batch on g that is next in this round and has work, or NONE."""
+    groups, best = memory.groups, NONE
+    for i in range(groups.counters[0]):
+        group = groups.groups[i]
+        if group.instance != g or group.quota_ns == 0:
+            continue
+        if best != NONE and (memory.rules[0] == 0 or group.model >= groups.groups[best].model):
+            continue
+        if has_turn_work(state, g, group.model, Phases.DECODE, group.tag):
+            best = i
+    return best
+
+
+@inner
 def start_round(state: State, g: int, memory: AegaeonMemory) -> None:
     """Set every batch's quota q_i = c / (n_i (a - S)), n_i = d / t_i."""
     groups = memory.groups
+    forget_empty(groups, g)
     c, inverse_sum, least_n = switch_sum_s(state, g, groups), 0.0, 1e30
     for i in range(groups.counters[0]):
         group = groups.groups[i]
@@ -171,18 +196,15 @@ def start_round(state: State, g: int, memory: AegaeonMemory) -> None:
 
 @inner
 def serve_round(state: State, g: int, event: Record, memory: AegaeonMemory) -> bool:
-    """Run the first batch on g that has quota in this round and work."""
-    groups = memory.groups
-    for i in range(groups.counters[0]):
-        group = groups.groups[i]
-        if group.instance != g or group.quota_ns == 0:
-            continue
-        if has_turn_work(state, g, group.model, Phases.DECODE, group.tag):
-            event.kind, event.phases = EventKind.TURN, Phases.DECODE
-            event.model, event.tag, event.quota_ns = group.model, group.tag, group.quota_ns
-            group.quota_ns = 0
-            return True
-    return False
+    """Run the next batch on g that has quota in this round."""
+    i = next_in_round(state, g, memory)
+    if i == NONE:
+        return False
+    group = memory.groups.groups[i]
+    event.kind, event.phases = EventKind.TURN, Phases.DECODE
+    event.model, event.tag, event.quota_ns = group.model, group.tag, group.quota_ns
+    group.quota_ns = 0
+    return True
 
 
 @inner
@@ -203,7 +225,7 @@ def prefetch(state: State, g: int, event: Record, groups: Groups) -> None:
 
 @kernel
 def decide(state: State, kind: int, index: int, event: Record, memory: AegaeonMemory) -> None:
-    refresh(state, memory.groups)
+    refresh(state, memory.groups, memory.rules[0] != 0)
     if kind == DecisionKind.ROUTE:
         if needs_prefill(state, index):
             route_prefill(state, index, event, memory)
@@ -266,6 +288,7 @@ class Aegaeon:
             dispatch=Dispatch.PUSH,
             prefetch=PrefetchMode.RETROACTIVE if artifact else PrefetchMode.CAUSAL,
             kv_reload_every_turn=artifact,
+            weight_slots=1 if artifact else pool.weight_slots,
         )
 
     def memory(self, state: State) -> AegaeonMemory:

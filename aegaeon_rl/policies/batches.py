@@ -1,7 +1,9 @@
 """Labelled groups of requests of one model on one instance, in order of creation.
 
 Push policies keep their prefill groups and decode batches here; a request carries its group's tag.
-Who is in a group is never stored: it is read off the pool, so the two cannot disagree.
+Who is in a group is never stored: it is read off the pool, so the two cannot disagree. The SOSP'25
+artifact's books differ in two points: a request leaves its group when its prefill is ordered, and a
+batch that has run empty stays on its instance until the round ends.
 """
 
 from typing import ClassVar
@@ -10,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.compiled import inner
-from runtime.core import NONE, Phases, RequestPhase
+from runtime.core import NONE, Phases, RequestPhase, Stage
 from runtime.pool import lists
 from runtime.pool.memory import context_tokens
 from runtime.pool.state import Record, State, Table
@@ -44,7 +46,7 @@ def new_groups() -> Groups:
 
 
 @inner
-def refresh(state: State, memory: Groups) -> None:
+def refresh(state: State, memory: Groups, is_artifact: bool) -> None:
     """Count the members of every group, in one pass over the requests; forget the empty groups."""
     for i in range(memory.counters[0]):
         memory.groups[i].size, memory.groups[i].context_tokens = 0, 0
@@ -54,12 +56,30 @@ def refresh(state: State, memory: Groups) -> None:
         if req.tag == NONE or req.list == NONE or req.list == routing:
             continue
         i = group_of(memory, req.tag)
-        if i != NONE and is_member(state, r, memory.groups[i]):
+        if i != NONE and is_member(state, r, memory.groups[i], is_artifact):
             memory.groups[i].size += 1
             memory.groups[i].context_tokens += context_tokens(state, r)
     kept = 0
     for i in range(memory.counters[0]):
-        if memory.groups[i].size > 0:
+        if memory.groups[i].size > 0 or (is_artifact and in_round(state, memory.groups[i])):
+            memory.groups[kept] = memory.groups[i]
+            kept += 1
+    memory.counters[0] = kept
+
+
+@inner
+def in_round(state: State, group: Record) -> bool:
+    """Is it a batch of an instance that still has work?"""
+    is_idle = state.instances[group.instance].stage == Stage.IDLE
+    return bool(group.phase == Phases.DECODE and not is_idle)
+
+
+@inner
+def forget_empty(memory: Groups, g: int) -> None:
+    """Drop the batches on g that have run empty."""
+    kept = 0
+    for i in range(memory.counters[0]):
+        if memory.groups[i].size > 0 or memory.groups[i].instance != g:
             memory.groups[kept] = memory.groups[i]
             kept += 1
     memory.counters[0] = kept
@@ -80,13 +100,16 @@ def group_of(memory: Groups, tag: int) -> int:
 
 
 @inner
-def is_member(state: State, r: int, group: Record) -> bool:
-    """A prefill group lets go of a request with its first token; a batch keeps it to its end."""
+def is_member(state: State, r: int, group: Record, is_artifact: bool) -> bool:
+    """A prefill group lets go of a request with its first token, under the artifact's rules when
+    its turn comes; a batch keeps it to its end."""
     req = state.requests[r]
     if group.phase != Phases.PREFILL:
         return True
     queue = lists.instance_list(state, group.instance, lists.PREFILL)
-    return bool(req.phase == RequestPhase.WAITING or req.list == queue)
+    if req.list == queue:
+        return not (is_artifact and lists.first(state, queue) == r)
+    return bool(req.phase == RequestPhase.WAITING)
 
 
 @inner

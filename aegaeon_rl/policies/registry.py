@@ -26,6 +26,7 @@ def _shipped() -> Policy:
 POLICIES: dict[str, Callable[[], Policy]] = {
     "aegaeon": _lazy("aegaeon", "Aegaeon"),
     "serverlessllm": _lazy("serverlessllm", "ServerlessLlm"),
+    "serverlessllm_plus": _lazy("serverlessllm_plus", "ServerlessLlmPlus"),
     "muxserve": _lazy("muxserve", "MuxServe"),
     "dedicated": _lazy("dedicated", "Dedicated"),
     "fcfs": _lazy("heuristics", "fcfs"),

@@ -112,10 +112,10 @@ def print_comparison(comparison: Comparison) -> None:
     table.add_column("policy")
     for _, heading, _ in SHOWN:
         table.add_column(heading, justify="right")
-    table.add_column(f"points to {comparison.baseline}", no_wrap=True)
+    table.add_column(f"points to {comparison.row(comparison.baseline).cell.label}", no_wrap=True)
     table.add_column("verdict")
     for row in comparison.rows:
         values = [cell_text(row.cell.metrics[key], kind) for key, _, kind in SHOWN]
         points = difference_text(row).replace(" points", "")
-        table.add_row(row.cell.policy, *values, points, verdict(row))
+        table.add_row(row.cell.label, *values, points, verdict(row))
     console.print(table)

@@ -97,6 +97,7 @@ def row_facts(comparison: Comparison, cell: Cell) -> dict[str, Any]:
     difference = row.difference if row else None
     return {
         "policy": cell.policy,
+        "is_oracle": cell.is_oracle,
         "load": cell.load,
         **cell.metrics,
         "attainment_low": cell.attainment.low,

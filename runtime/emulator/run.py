@@ -1,6 +1,7 @@
 """One trace through one emulated pool under one policy: the plain way to use the emulator."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from runtime.emulator.script import outside
 from runtime.emulator.tables import Sim, arrivals_of, grow_journal, grow_slots, new_sim
 from runtime.pool.placement import preload
 from runtime.pool.state import State, Table, new_state
-from runtime.protocol import Places, Policy, Workload
+from runtime.protocol import Oracle, Places, Policy, Workload
 from traces import Trace
 
 
@@ -83,9 +84,17 @@ def workload_of(trace: Trace) -> Workload:
     return Workload(counts / max(trace.span_s, 1.0), prompt / each, output / each)
 
 
+def new_memory(sim: Sim, policy: Policy) -> Any:
+    """The policy's memory of a fresh pool; an oracle's holds the trace's output lengths."""
+    memory = policy.memory(sim.state)
+    if isinstance(policy, Oracle):
+        policy.foresee(memory, sim.arrivals.output_tokens)
+    return memory
+
+
 def drive(sim: Sim, policy: Policy) -> None:
     """Run to the end, growing tables as they fill. Raises PolicyStuckError."""
-    memory = policy.memory(sim.state)
+    memory = new_memory(sim, policy)
     while True:
         signal = policy.drive(sim, memory)
         if signal == Signal.END:

@@ -87,12 +87,19 @@ def switch_left_ns(state: State, g: int, m: int) -> int:
 
 @inner
 def kv_in_ns(state: State, g: int, kv_bytes: int, remote_bytes: int) -> int:
-    """KV from host memory to g; `remote_bytes` of it also cross the network."""
+    """KV from host memory to g; `remote_bytes` of it also cross the network.
+
+    Where KV is reloaded every turn, that is paid at the turn's start: what joins later is free.
+    """
     pool = state.pool[0]
+    if pool.kv_reload_every_turn != 0 and state.instances[g].decoded_ns > 0:
+        return 0
     seconds = (kv_bytes - remote_bytes) / pool.h2d_bytes_s
     if remote_bytes > 0:
         seconds += remote_bytes / min(pool.h2d_bytes_s, pool.network_bytes_s)
-    return int(np.ceil(seconds * 1e9))
+    if pool.step_quantum_s > 0.0:
+        seconds = np.floor(seconds / pool.step_quantum_s + 1e-9) * pool.step_quantum_s
+    return int(np.ceil(seconds * 1e9 - 1e-3))
 
 
 @inner

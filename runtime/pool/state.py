@@ -91,6 +91,7 @@ INSTANCE = np.dtype(
         ("quota_ns", "i8"),
         ("decoded_ns", "i8"),  # decode time of the present turn
         ("turn_start_ns", "i8"),
+        ("served_ns", "i8"),  # end of its last turn
         ("compute_ns", "i8"),  # prefill and decode time since its last switch
         ("batch_context_tokens", "i8"),
         ("load_left_ns", "i8"),  # predicted; of the load under way

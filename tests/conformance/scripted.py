@@ -34,7 +34,7 @@ from runtime.pool.candidates import next_decision, pose
 from runtime.pool.placement import preload
 from runtime.pool.state import EVENT, LISTS_PER_INSTANCE, State, Table, new_state
 from runtime.pool.transitions import Outcome, apply, release
-from runtime.protocol import Places, Policy, Turn, Workload
+from runtime.protocol import Oracle, Places, Policy, Turn, Workload
 from traces import Trace
 
 PREFILL, BATCH, INCOMING, OUTGOING = range(LISTS_PER_INSTANCE)
@@ -301,6 +301,8 @@ class ScriptedEngine:
             self.pool.clock.set((self.g, "load"), due, EventKind.WEIGHTS_READY, self.g)
 
     def _kv_in_ns(self, requests: tuple[int, ...]) -> int:
+        if self.spec.kv_reload_every_turn and self.decoded_ns > 0:
+            return 0
         at_home = away = 0
         for r in requests:
             if self.state.requests["node"][r] == self.node:
@@ -311,7 +313,10 @@ class ScriptedEngine:
         seconds = at_home / link_bytes_s
         if away:
             seconds += away / min(link_bytes_s, self.spec.network_bytes_s)
-        return int(np.ceil(seconds * 1e9))
+        quantum = self.spec.step_quantum_s
+        if quantum > 0.0:
+            seconds = np.floor(seconds / quantum + 1e-9) * quantum
+        return int(np.ceil(seconds * 1e9 - 1e-3))
 
     def _plan_prefill(self, turn: Turn) -> None:
         lengths = [self._context(r) for r in turn.prefill]
@@ -483,6 +488,8 @@ class ScriptedPool:
     def run(self, check: Any = None) -> None:
         """To the end; `check(state)` is called after each event. Raises StuckError."""
         memory = self.policy.memory(self.state)
+        if isinstance(self.policy, Oracle):
+            self.policy.foresee(memory, np.ascontiguousarray(self.output_tokens, np.int32))
         while True:
             entry = self._first()
             if entry is None or entry[0] > self.now_ns:

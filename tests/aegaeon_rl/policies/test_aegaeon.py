@@ -67,6 +67,52 @@ def test_round_serves_each_batch_once_in_order_of_creation(
     assert len(set(served)) >= 6
 
 
+def test_round_of_the_artifact_goes_in_order_of_models(
+    burst: Any, flat_pool: Any, spy: Any
+) -> None:
+    left: list[int] = []
+
+    def look(state: Any, kind: int, g: int, event: Any, memory: Any) -> None:
+        if kind == DecisionKind.TURN and event["phases"] == D:
+            live = memory.groups.groups[: memory.groups.counters[0]]
+            waiting = live[(live["instance"] == g) & (live["quota_ns"] > 0) & (live["size"] > 0)]
+            assert (waiting["model"] > event["model"]).all()
+            left.append(len(waiting))
+
+    run(burst, flat_pool(2, roles=(P, D), sosp25_rules=True), spy(Aegaeon(), look), SLO)
+    assert max(left) >= 3
+
+
+def test_batch_that_ran_empty_counts_until_its_round_ends_in_the_artifact(
+    trace_of: Any, flat_pool: Any, spy: Any
+) -> None:
+    """Model 0 ends with its first steps; model 1, then served, still has company in the books."""
+    books: list[list[int]] = []
+
+    def look(state: Any, kind: int, g: int, event: Any, memory: Any) -> None:
+        live = memory.groups.groups[: memory.groups.counters[0]]
+        if kind == DecisionKind.TURN and event["phases"] == D:
+            books.append(live["model"][live["instance"] == 1].tolist())
+
+    trace = trace_of((0.0, 0, 10, 40), (0.0, 1, 10, 200))
+    run(trace, flat_pool(2, roles=(P, D), sosp25_rules=True), spy(Aegaeon(), look), SLO)
+    assert [0, 1] in books  # model 1's turn while model 0 has nothing left
+    assert books[-1] == [1]
+
+
+def test_kv_of_the_artifact_moves_in_at_a_turns_start_only(trace_of: Any, flat_pool: Any) -> None:
+    trace = trace_of((0.0, 0, 1000, 300), (2.5, 0, 1000, 300))
+    pool = flat_pool(2, roles=(P, D), sosp25_rules=True, kv_move_token_bytes=1_000_000)
+    journal = run(trace, pool, Aegaeon(), SLO, journal=True).journal
+    kinds = (EventKind.SWITCHED, EventKind.STEPS, EventKind.KV_IN_DONE)
+    rows = journal[(journal["instance"] == 1) & np.isin(journal["kind"], kinds)]
+    moves = np.flatnonzero(rows["kind"] == EventKind.KV_IN_DONE)
+    took_ns = rows["time_ns"][moves] - rows["time_ns"][moves - 1]
+    is_start = rows["kind"][moves - 1] == EventKind.SWITCHED
+    assert (took_ns[is_start] > 70_000_000).all()  # 1,000 MB and more at 14 GB/s
+    assert took_ns[~is_start].tolist() == [0]  # the second request joined a turn
+
+
 def test_prefill_groups_hold_eight_and_open_on_the_least_loaded(
     trace_of: Any, flat_pool: Any
 ) -> None:
@@ -84,6 +130,21 @@ def test_prefill_groups_of_the_artifact_are_bounded_by_kv_only(
     pool = flat_pool(3, roles=(P, P, D), sosp25_rules=True, vram_bytes=19_400_000_000)
     placed = [(g, tag) for _, g, tag in routes(run(trace, pool, Aegaeon(), SLO, journal=True))]
     assert placed == [(0, 1)] * 12 + [(1, 2)] * 8  # 4.86 GB hold twelve of 401 MB
+
+
+@pytest.mark.parametrize(
+    ("artifact", "placed"), [(False, [(0, 1), (0, 1), (1, 2)]), (True, [(0, 1), (0, 2), (0, 3)])]
+)
+def test_request_under_way_has_left_its_group_in_the_artifact(
+    trace_of: Any, flat_pool: Any, artifact: bool, placed: list[tuple[int, int]]
+) -> None:
+    """The first loads for a second: there its instance counts as empty, and its group is gone."""
+    trace = trace_of((0.0, 0, 10, 1), (0.5, 0, 10, 1), (2.0, 1, 10, 1))
+    if not artifact:
+        trace = trace_of((0.0, 0, 10, 1), (0.5, 0, 10, 1), (0.6, 1, 10, 1))
+    pool = flat_pool(3, roles=(P, P, D), sosp25_rules=artifact)
+    result = run(trace, pool, Aegaeon(), SLO, journal=True)
+    assert [(g, tag) for _, g, tag in routes(result)] == placed
 
 
 def test_prefill_serves_groups_in_order_and_prefetches_the_next(
@@ -182,3 +243,4 @@ def test_configure_sets_push_and_the_rules_of_the_artifact(flat_pool: Any, artif
     assert pool.kv_reload_every_turn is artifact
     expected = PrefetchMode.RETROACTIVE if artifact else PrefetchMode.CAUSAL
     assert pool.prefetch is expected
+    assert pool.weight_slots == (1 if artifact else 2)

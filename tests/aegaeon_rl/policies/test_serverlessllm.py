@@ -32,7 +32,7 @@ def test_batch_has_room_again_when_a_member_ends(trace_of: Any, flat_pool: Any) 
     assert column(result, EventKind.ROUTE, "instance") == [0] * 5 + [1]
 
 
-def test_new_batch_goes_to_the_worker_that_is_free_for_longest(
+def test_new_batch_goes_to_the_worker_that_is_idle_for_longest(
     trace_of: Any, flat_pool: Any
 ) -> None:
     rows = [(float(3 * i), i, 10, 2) for i in range(5)]  # each is over before the next comes
@@ -40,18 +40,40 @@ def test_new_batch_goes_to_the_worker_that_is_free_for_longest(
     assert column(result, EventKind.ROUTE, "instance") == [0, 1, 2, 0, 1]
 
 
-def test_new_batch_goes_to_the_emptiest_when_none_is_free(trace_of: Any, flat_pool: Any) -> None:
-    rows = [(0.0, 0, 10, 900), (0.0, 0, 10, 900), (0.1, 1, 10, 900), (0.2, 2, 10, 5)]
+def test_worker_that_loads_is_still_the_one_idle_for_longest(trace_of: Any, flat_pool: Any) -> None:
+    """Worker 1 decodes all along; at 5 s worker 0 is idle, at 5.2 s and 5.4 s it loads."""
+    rows = [(0.0, 0, 10, 2), (0.1, 1, 10, 900), (5.0, 2, 10, 2), (5.2, 3, 10, 2), (5.4, 4, 10, 2)]
     result = play(trace_of(*rows), flat_pool(2))
-    assert column(result, EventKind.ROUTE, "instance") == [0, 0, 1, 1]
+    assert column(result, EventKind.ROUTE, "instance") == [0, 1, 0, 0, 0]
 
 
-def test_worker_keeps_its_model_until_the_batch_has_drained(trace_of: Any, flat_pool: Any) -> None:
+def test_new_batches_take_turns_over_workers_at_work(trace_of: Any, flat_pool: Any) -> None:
+    rows = [(0.0, 0, 10, 900), (0.1, 1, 10, 900), (4.0, 2, 10, 5), (4.1, 3, 10, 5)]
+    result = play(trace_of(*rows), flat_pool(2))
+    assert column(result, EventKind.ROUTE, "instance") == [0, 1, 0, 1]
+
+
+def test_idle_worker_draws_the_model_it_holds(trace_of: Any, flat_pool: Any) -> None:
+    rows = [(0.0, 0, 10, 5), (3.0, 1, 10, 5), (6.0, 0, 10, 5)]
+    result = play(trace_of(*rows), flat_pool(3))
+    assert column(result, EventKind.ROUTE, "instance") == [0, 1, 0]
+    assert int(result.instances["switches"].sum()) == 2
+
+
+def test_prompts_of_a_batch_are_filled_in_one_call(trace_of: Any, flat_pool: Any) -> None:
+    result = play(trace_of(*[(0.0, 0, 100, 5)] * 3), flat_pool(1))
+    assert column(result, EventKind.PREFILLED, "n") == [3]
+
+
+def test_batches_of_a_worker_drain_in_the_order_they_were_opened(
+    trace_of: Any, flat_pool: Any
+) -> None:
+    """The third finds its model running, but no longer last in the queue."""
     rows = [(0.0, 0, 10, 300), (0.1, 1, 10, 5), (0.2, 0, 10, 300)]
     result = play(trace_of(*rows), flat_pool(1))
-    assert column(result, EventKind.TURN, "model") == [0, 1]
+    assert column(result, EventKind.TURN, "model") == [0, 1, 0]
     ends = result.results["last_token_ns"]
-    assert ends[1] > max(ends[0], ends[2])
+    assert ends[0] < ends[1] < ends[2]
 
 
 @pytest.mark.parametrize(("output", "phase"), [(1300, "DONE"), (1500, "FAILED")])
@@ -72,3 +94,4 @@ def test_configure_shares_nothing_and_prefetches_nothing(flat_pool: Any) -> None
     assert pool.dispatch is Dispatch.PUSH
     assert pool.prefetch is PrefetchMode.NONE
     assert pool.ttft_timeout_s == 15.0
+    assert pool.weight_slots == 1

@@ -205,6 +205,15 @@ def test_kv_moves_out_free_or_in_whole_blocks(
     assert when(events, "KV_OUT_DONE") == [when(events, "TURN_ENDED")[0] + out_ns]
 
 
+def test_step_quantum_cuts_kv_moves_in_too(
+    trace_of: Any, flat_pool: Pool, script: Any, timeline: Any
+) -> None:
+    trace = trace_of((0.0, 0, 130, 9), (0.0, 1, 10, 1))
+    policy = script([(0, 0.05), (1, 1.0), (0, 1.0)])
+    events = timeline(play(trace, flat_pool(step_quantum_s=0.001), policy).journal)
+    assert when(events, "KV_IN_DONE") == [when(events, "SWITCHED")[2] + 9 * MS]  # of 9.7
+
+
 def test_kv_of_another_node_crosses_the_network(
     trace_of: Any, flat_pool: Pool, script: Any, timeline: Any
 ) -> None:
