@@ -70,8 +70,8 @@ def refresh(state: State, memory: Groups, is_artifact: bool) -> None:
 @inner
 def in_round(state: State, group: Record) -> bool:
     """Is it a batch of an instance that still has work?"""
-    is_idle = state.instances[group.instance].stage == Stage.IDLE
-    return bool(group.phase == Phases.DECODE and not is_idle)
+    stage = state.instances[group.instance].stage
+    return bool(group.phase == Phases.DECODE and stage != Stage.IDLE and stage != Stage.DOWN)
 
 
 @inner
