@@ -33,22 +33,23 @@ def answer(found: Surveyed) -> str:
 
 
 def estimate(facts: TraceFacts) -> list[tuple[str, str, str]]:
-    """The pooling estimate: GPUs, how they are shared, and why so many."""
+    """The pooling estimate: models or GPUs, how they are shared, and why so many."""
     at_once = max(1.0, facts.active_models_p99)
+    is_fewer = facts.active_models < facts.poisson_active_models
     return [
         ("dedicated", f"{facts.dedicated_gpus}", "one GPU for each model, busy or not"),
         (
-            "a GPU for each active model",
+            "active at once",
             f"{at_once:.0f}",
-            "the models that had a request within 17 s, in 99 % of such windows;"
-            f" {percent(facts.pooled_share)} fewer, if a switch cost nothing",
+            "models with a request within 17 s, in 99 % of such windows: with a GPU for each of"
+            f" them, {percent(facts.pooled_share)} fewer GPUs, if a switch cost nothing",
         ),
         (
-            "if models came at random",
-            _number(facts.poisson_active_models),
-            "M(1 - e^(-rate x 17 s)), each model at its own mean rate: bursts leave"
-            + (" fewer" if facts.active_models < facts.poisson_active_models else " more")
-            + f" ({_number(facts.active_models)} on average) active at once",
+            "active on average",
+            _number(facts.active_models),
+            f"{_number(facts.poisson_active_models)} if every model came at random at its own rate,"
+            f" M(1 - e^(-rate x 17 s)): {'fewer' if is_fewer else 'more'}, for they come in"
+            " bursts and with the hour",
         ),
     ]
 

@@ -4,8 +4,10 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from aegaeon_rl.evaluation.plots import PALETTE, STYLE, svg
 from traces.statistics import Surveyed
@@ -43,11 +45,20 @@ def over_time(found: Surveyed) -> str:
             (facts.poisson_active_models, PALETTE[1], "independent Poisson models"),
         ):
             active.axhline(value, color=colour, linestyle="--", linewidth=1, label=label)
-        active.set(ylabel="models within 17 s", xlabel=unit, ylim=(0.5, facts.models * 1.6))
-        active.set_yscale("log")
-        active.yaxis.set_major_formatter("{x:g}")
+        active.set(ylabel="models within 17 s", xlabel=unit, ylim=(0, facts.models * 1.1))
+        if facts.models > 5 * facts.active_models:
+            active.set(yscale="log", ylim=(0.5, facts.models * 1.6))
+            _logarithmic(active.yaxis)
         figure.legend(loc="outside lower center", ncols=4)
         return svg(figure)
+
+
+def _logarithmic(axis: Axis, form: str = "{x:g}") -> None:
+    """Plain numbers on a logarithmic axis, enough of them for a short one."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axis.set_major_formatter(form)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _active(axes: Axes, windows: WindowCounts, unit_s: float, columns: int = 400) -> None:
@@ -85,7 +96,7 @@ def popularity(found: Surveyed) -> str:
             ranks.legend()
         ranks.set(xscale="log", yscale="log", xlabel="rank of the model", ylabel="requests")
         for axis in (ranks.xaxis, ranks.yaxis):
-            axis.set_major_formatter("{x:,.0f}")
+            _logarithmic(axis, "{x:,.0f}")
         top = np.concatenate([[0.0], rank / len(rank) * 100])
         share.plot(top, np.concatenate([[0.0], np.cumsum(counts) / counts.sum() * 100]))
         share.lines[0].set_color(PALETTE[0])
@@ -107,9 +118,8 @@ def burstiness(found: Surveyed) -> str:
         axes.set(xlabel="requests/s of the model", ylabel="CV of its gaps")
         if known.any():
             axes.set(xscale="log", yscale="log")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("")
+            for axis in (axes.xaxis, axes.yaxis):
+                _logarithmic(axis)
         axes.legend()
         return svg(figure)
 
@@ -161,8 +171,8 @@ def lengths(found: Surveyed) -> str:
         tail.set(xlabel="tokens", ylabel="requests with more (%)")
         if tail.dataLim.width > 0:
             tail.set(xscale="log", yscale="log")
-        for axis in (body.xaxis, tail.xaxis, tail.yaxis):
-            axis.set_major_formatter("{x:g}")
+            for axis in (body.xaxis, tail.xaxis, tail.yaxis):
+                _logarithmic(axis)
         body.legend()
         return svg(figure)
 

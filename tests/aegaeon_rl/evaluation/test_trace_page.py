@@ -42,12 +42,14 @@ def test_answer_tells_how_many_models_are_active(sparse: Surveyed, market: Trace
 
 
 def test_estimate_sets_dedicated_gpus_against_active_models(sparse: Surveyed) -> None:
-    (_, dedicated, _), (_, active, why), (_, poisson, bursts) = estimate(sparse.facts)
+    (_, dedicated, _), (_, active, why), (_, mean, bursts) = estimate(sparse.facts)
     assert int(dedicated) == sparse.facts.models
     assert int(active) == sparse.facts.active_models_p99
     assert f"{100 * sparse.facts.pooled_share:.1f} % fewer" in why
-    assert float(poisson) == pytest.approx(sparse.facts.poisson_active_models, rel=0.05)
-    assert ("fewer" in bursts) == (sparse.facts.active_models < sparse.facts.poisson_active_models)
+    assert float(mean) == pytest.approx(sparse.facts.active_models, rel=0.05)
+    poisson = float(bursts.split()[0])
+    assert poisson == pytest.approx(sparse.facts.poisson_active_models, rel=0.05)
+    assert (": fewer," in bursts) == (sparse.facts.active_models < poisson)
 
 
 def test_page_holds_everything_and_needs_nothing_else(sparse: Surveyed) -> None:
@@ -75,6 +77,12 @@ def test_figures_can_be_drawn_of_a_single_request(
 ) -> None:
     found = survey(trace_of([(0.0, 0, 1, 1)]))
     assert getattr(trace_plots, figure)(found).startswith("<svg")
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_figures_have_plain_numbers(sparse: Surveyed, market: Trace, figure: str) -> None:
+    for found in (sparse, survey(market)):
+        assert "mathdefault" not in getattr(trace_plots, figure)(found)
 
 
 def test_figures_are_the_same_each_time(sparse: Surveyed) -> None:
