@@ -3,17 +3,21 @@
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from traces import read
+from traces.compose import SOURCES, STEPS, usage
 from traces.formats.registry import FORMATS
 from traces.formats.service import IS_SERVED, SCHEMA
 from traces.mapping import TimeUnit
+from traces.market import MarketSpec
 from traces.public import PUBLIC
 from traces.schema import COLUMNS
+from traces.splits import split_names
 
 PAGE = (Path(__file__).parents[2] / "docs" / "traces.md").read_text()
 FILES = dict(re.findall(r"```(?:csv|jsonl) (\S+)\n(.*?)```", PAGE, re.DOTALL))
@@ -61,3 +65,26 @@ def test_page_says_which_hashes_are_known() -> None:
 def test_page_names_every_status_of_the_service() -> None:
     for status in IS_SERVED:
         assert f"`{status}`" in PAGE
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(MarketSpec)])
+def test_page_names_every_key_of_a_market(name: str) -> None:
+    assert f"`{name}`" in PAGE
+
+
+@pytest.mark.parametrize("name", [*STEPS, *SOURCES])
+def test_page_names_every_step_with_its_options(name: str) -> None:
+    rows = [line for line in PAGE.splitlines() if line.startswith("|") and f"`{name}" in line]
+    options = re.findall(r"\[(\w+)=", usage(name, (STEPS | SOURCES)[name]))
+    assert any(all(f"[{option}=" in row for option in options) for row in rows)
+
+
+@pytest.mark.parametrize("name", split_names())
+def test_page_names_every_split(name: str) -> None:
+    assert f"`{name}`" in PAGE
+
+
+def test_pictures_of_the_page_are_there() -> None:
+    pictures = re.findall(r"\]\((images/\S+)\)", PAGE)
+    assert len(pictures) == 2
+    assert all((Path(__file__).parents[2] / "docs" / name).exists() for name in pictures)
