@@ -246,3 +246,16 @@ def test_gantt_shows_the_first_window_after_its_warm_up(
         assert bars
         assert min(bar.start_s for bar in bars) >= 5.0
         assert max(bar.end_s for bar in bars) <= 15.0
+
+
+def test_an_oracle_is_labelled_where_people_look(plan_of: Any) -> None:
+    policies = [make_policy(name) for name in ("fcfs", "serverlessllm_plus")]
+    compared = compare(plan_of(gantt_s=10.0), policies)
+    assert [row.cell.policy for row in compared.rows] == ["fcfs", "serverlessllm_plus"]
+    label = "serverlessllm_plus (oracle)"
+    assert [row.cell.label for row in compared.rows] == ["fcfs", label]
+    assert label in answer(compared)
+    assert list(turns_of(compared, policies)) == ["fcfs", label]
+    page = render(compared, policies, command="c", commit="0")
+    assert page.count(label) > 5
+    assert "serverlessllm_plus" not in page.replace(label, "").replace("report.html", "")
