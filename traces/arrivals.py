@@ -20,7 +20,7 @@ class ArrivalProcess(StrEnum):
     POISSON = "poisson"
     GAMMA = "gamma"  # gaps of a given coefficient of variation
     WEIBULL = "weibull"
-    ON_OFF = "on_off"  # Poisson bursts of 120 s on average, between silences
+    ON_OFF = "on_off"  # Poisson bursts between silences
     MMPP = "mmpp"  # as ON_OFF, with a tenth of the mean rate between the bursts
 
 
@@ -51,11 +51,13 @@ def weibull_shape(cv: float) -> float:
     return 0.5 * (low + high)
 
 
-def modulation(process: ArrivalProcess, cv: float, rng: np.random.Generator) -> list[Timeline]:
+def modulation(
+    process: ArrivalProcess, cv: float, rng: np.random.Generator, burst_s: float = BURST_S
+) -> list[Timeline]:
     """The random rate of a process that has one; `cv` is then its rate in bursts over its mean."""
     if process not in MODULATED or cv <= 1:
         return []
-    return [Timeline(bursts(cv, MODULATED[process], BURST_S, rng))]
+    return [Timeline(bursts(cv, MODULATED[process], burst_s, rng))]
 
 
 class Arrivals:

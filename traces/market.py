@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from traces.arrivals import ArrivalProcess, Arrivals, modulation
+from traces.arrivals import BURST_S, ArrivalProcess, Arrivals, modulation
 from traces.errors import UserError
 from traces.lengths import (
     LEVELS,
@@ -68,6 +68,8 @@ class MarketSpec:
         (ArrivalProcess.POISSON, 1.0),
         (ArrivalProcess.WEIBULL, 1.5),
     )
+    tail_processes: tuple[tuple[ArrivalProcess, float], ...] = ()  # of the tail, if others
+    burst_s: float = BURST_S  # mean length of a burst, of on_off and mmpp
     diurnal_depth: float = 0.3
     diurnal_period_s: float = 3600.0
     flash_per_day: float = 0.0  # flash crowds of each model
@@ -85,7 +87,15 @@ class MarketSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("models", "duration_s", "rate_rps", "diurnal_period_s", "flash_s", "think_s")
+        positive = (
+            "models",
+            "duration_s",
+            "rate_rps",
+            "diurnal_period_s",
+            "flash_s",
+            "think_s",
+            "burst_s",
+        )
         for name in (*positive, "context_tokens"):
             if not 0 < getattr(self, name) < inf:
                 raise UserError(f"market.{name}={getattr(self, name)}: expected more than 0")
@@ -97,10 +107,11 @@ class MarketSpec:
                 raise UserError(f"market.{name}={getattr(self, name)}: expected 1 or more")
         if not 0 <= self.diurnal_depth < 1:
             raise UserError(f"market.diurnal_depth={self.diurnal_depth}: expected 0 <= depth < 1")
-        if not self.processes or not all(0 < cv < inf for _, cv in self.processes):
-            raise UserError(
-                f"market.processes={self.processes}: expected one or more (process, cv), cv over 0"
-            )
+        for name in ("processes", "tail_processes"):
+            dealt = getattr(self, name)
+            if not (dealt or name == "tail_processes") or not all(0 < cv < inf for _, cv in dealt):
+                expected = "expected one or more (process, cv), cv over 0"
+                raise UserError(f"market.{name}={dealt}: {expected}")
         self._check_popularity()
         self._check_lengths()
 
@@ -193,6 +204,13 @@ def _chunks(spec: MarketSpec) -> Iterator[Chunk]:
         raise UserError(f"market {spec.name}: no request falls in {spec.duration_s:g} s")
 
 
+def _process(spec: MarketSpec, index: int) -> tuple[ArrivalProcess, float]:
+    in_tail = index - (spec.models - spec.tail_models)
+    if in_tail >= 0 and spec.tail_processes:
+        return spec.tail_processes[in_tail % len(spec.tail_processes)]
+    return spec.processes[index % len(spec.processes)]
+
+
 def _source(spec: MarketSpec, index: int, rate: float) -> Single | Conversations:
     """The requests of one model."""
 
@@ -200,8 +218,8 @@ def _source(spec: MarketSpec, index: int, rate: float) -> Single | Conversations
         key = np.random.SeedSequence(spec.seed, spawn_key=(index, purpose))
         return np.random.Generator(np.random.PCG64(key))
 
-    process, cv = spec.processes[index % len(spec.processes)]
-    timelines = modulation(process, cv, rng(Purpose.MODULATION))
+    process, cv = _process(spec, index)
+    timelines = modulation(process, cv, rng(Purpose.MODULATION), spec.burst_s)
     if spec.flash_per_day > 0:
         crowds = flash_crowds(
             spec.flash_per_day, spec.flash_factor, spec.flash_s, rng(Purpose.FLASH)

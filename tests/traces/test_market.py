@@ -73,8 +73,29 @@ def test_generate_deals_the_processes_in_turn() -> None:
         assert gaps.std() / gaps.mean() == pytest.approx((0.2, 3.0)[index % 2], rel=0.15)
 
 
+def test_generate_deals_the_tail_its_own_processes() -> None:
+    spec = replace(
+        SMALL,
+        duration_s=400_000.0,
+        zipf=0.0,
+        tail_models=2,
+        tail_share=0.3,
+        diurnal_depth=0.0,
+        processes=((ArrivalProcess.POISSON, 1.0),),
+        tail_processes=((ArrivalProcess.GAMMA, 0.2), (ArrivalProcess.ON_OFF, 20.0)),
+        burst_s=1000.0,
+    )
+    trace = generate(spec)
+    for index, cv in ((3, 1.0), (4, 0.2)):
+        gaps = np.diff(requests_of(trace, f"model-{index:03d}")[0])
+        assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.05)
+    slots = np.array(requests_of(trace, "model-005")[0]) // 1000
+    counts = np.bincount(slots.astype(int), minlength=400)
+    assert 0.05 < np.mean(counts > 0) < 0.2  # on for a twentieth, cut by the slots
+
+
 @pytest.mark.parametrize("turns_mean", [1.0, 3.0])
-@pytest.mark.parametrize("block", [1, 50, 10**6])
+@pytest.mark.parametrize("block", [7, 50, 10**6])
 def test_market_is_the_same_in_any_chunks(
     monkeypatch: pytest.MonkeyPatch, turns_mean: float, block: int
 ) -> None:
@@ -116,12 +137,14 @@ def test_paper_market_has_the_papers_facts() -> None:
 
 
 def test_paper_market_draws_what_it_states() -> None:
-    """A day of it; the count's error is that of bursty models, a few percent."""
-    spec = replace(RECIPES["paper"], duration_s=86_400.0)
+    """A fiftieth of it: the error of the counts is that of bursty models over 90 days."""
+    paper = RECIPES["paper"]
+    spec = replace(paper, rate_rps=paper.rate_rps / 50)
     trace = generate(spec)
-    assert trace.requests == pytest.approx(86_400 * spec.rate_rps, rel=0.05)
+    assert trace.requests == pytest.approx(167.6e6 / 50, rel=0.03)
+    assert len(trace.models) > 700
     counts = np.sort(np.bincount(trace.model, minlength=779))
-    assert counts[: round(0.941 * 779)].sum() / trace.requests == pytest.approx(0.0135, rel=0.15)
+    assert counts[: round(0.941 * 779)].sum() / trace.requests == pytest.approx(0.0135, rel=0.12)
     assert np.quantile(trace.prompt_tokens, LEVELS[1:-1]) == pytest.approx(
         PROMPT_QUANTILES[1:-1], rel=0.35
     )
@@ -180,6 +203,8 @@ def test_generate_without_a_request_names_the_market() -> None:
         ({"prompt_lognormal": (0.0, 1.0)}, "market.prompt_lognormal=(0.0, 1.0): expected"),
         ({"processes": ()}, "market.processes=(): expected one or more"),
         ({"processes": ((ArrivalProcess.GAMMA, 0.0),)}, "market.processes=(("),
+        ({"tail_processes": ((ArrivalProcess.GAMMA, 0.0),)}, "market.tail_processes=(("),
+        ({"burst_s": 0.0}, "market.burst_s=0.0: expected more than 0"),
         ({"prompt_quantiles": (1, 2)}, "market.prompt_quantiles: expected 12 rising values"),
         ({"output_quantiles": (0, *range(1, 12))}, "market.output_quantiles: expected 12 rising"),
         ({"output_quantiles": tuple(range(12, 0, -1))}, "market.output_quantiles: expected 12"),
