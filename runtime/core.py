@@ -71,7 +71,7 @@ class EventKind(IntEnum):
     WEIGHTS_READY = 1  # instance: the load under way has ended
     SWITCHED = 2  # instance: the turn is on the device, weights in place
     KV_IN_DONE = 3  # instance: its `n` oldest incoming requests are on the device
-    PREFILLED = 4  # instance: its `n` first prefill requests have one more token
+    PREFILLED = 4  # instance: its `n` first prefill requests have one more token; 0: a chunk ended
     STEPS = 5  # instance: `n` decode steps; step j ended x*j + y*j*(j-1)/2 s after the first began
     FINISHED = 6  # request: the engine met its end (EOS or its limit)
     TURN_ENDED = 7  # instance
@@ -184,7 +184,8 @@ POOL_BOUNDS: dict[str, tuple[float, float]] = {  # what keeps all times and sums
     **dict.fromkeys(("host_kv_bytes", "host_weight_bytes"), (0, 1e15)),
     **dict.fromkeys(("h2d_bytes_s", "d2h_bytes_s", "disk_bytes_s"), (1, 1e18)),
     "network_bytes_s": (0, 1e18),
-    **dict.fromkeys(("kv_move_token_bytes", "lookahead_tokens", "prefill_budget_tokens"), (0, 1e9)),
+    **dict.fromkeys(("kv_move_token_bytes", "lookahead_tokens"), (0, 1e9)),
+    **dict.fromkeys(("prefill_budget_tokens", "prefill_chunk_tokens"), (0, 1e9)),
     **dict.fromkeys(("command_s", "turn_overhead_s", "step_overhead_s", "step_quantum_s"), (0, 60)),
     **dict.fromkeys(("mtbf_s", "cancel_after_s"), (0, 1e9)),
     "mttr_s": (1e-3, 1e9),
@@ -228,6 +229,7 @@ class PoolSpec:
     block_tokens: int = 16
     lookahead_tokens: int = 64
     prefill_budget_tokens: int = 0  # 0: one request at a time
+    prefill_chunk_tokens: int = 0  # most tokens of one prefill call; 0: whole prompts
     host_weight_bytes: int = 1_500_000_000_000
     host_kv_bytes: int = 256_000_000_000
     disk_bytes_s: float = 6e9

@@ -77,19 +77,25 @@ def _plan_kv_in(sim: Sim, g: int) -> None:
 
 @inner
 def _plan_prefill(sim: Sim, g: int) -> None:
-    """One call: the first request, and those behind it while the token budget lasts."""
+    """One call: the first request or a chunk of it; those behind it while the budget lasts."""
     state, timer = sim.state, sim.timers[g]
-    inst, budget = state.instances[g], state.pool[0].prefill_budget_tokens
+    inst, chunk = state.instances[g], state.pool[0].prefill_chunk_tokens
+    budget = state.pool[0].prefill_budget_tokens
+    budget = min(budget, chunk) if chunk > 0 else budget
     cost = state.costs[inst.gpu_type, inst.model]
     n, tokens, seconds = 0, 0, cost.prefill_s
     r = lists.first(state, lists.instance_list(state, g, lists.PREFILL))
     while r >= 0:
-        length = context_tokens(state, r)
+        done = state.requests[r].prefilled_tokens
+        length = context_tokens(state, r) - done
+        if n == 0 and chunk > 0 and length > chunk:
+            seconds += prompt_s(cost, done + chunk) - prompt_s(cost, done)
+            break
         if n > 0 and tokens + length > budget:
             break
         n += 1
         tokens += length
-        seconds += prompt_s(cost, length)
+        seconds += prompt_s(cost, done + length) - prompt_s(cost, done)
         r = state.requests[r].next
     timer.n, timer.x = n, truncated(seconds, state.pool[0].step_quantum_s) * _noise(sim, g)
     timer.compute_ns = timer.began_ns + curve_ns(timer.x, 0.0, 1)
@@ -102,7 +108,8 @@ def _plan_decode(sim: Sim, g: int) -> None:
     cost = state.costs[inst.gpu_type, inst.model]
     batch = lists.instance_list(state, g, lists.BATCH)
     size = lists.count(state, batch)
-    k = 1 << 40
+    is_between_chunks = lists.count(state, lists.instance_list(state, g, lists.PREFILL)) > 0
+    k = 1 if is_between_chunks else 1 << 40
     r = lists.first(state, batch)
     while r >= 0:
         req = state.requests[r]

@@ -199,6 +199,9 @@ def check_tokens(view: View) -> None:
     emitted, now = requests["emitted_tokens"], view.pool["now_ns"]
     within("requests", "on_time_tokens", requests["on_time_tokens"], 0, emitted, used)
     within("requests", "emitted_tokens", emitted, 1, FOREVER_NS, used & (requests["kv"] != 0))
+    partial = requests["prefilled_tokens"]
+    equal("requests", "prefilled_tokens", partial, 0, used & (view.kind != PREFILL))
+    within("requests", "prefilled_tokens", partial, 0, view.context - 1, view.kind == PREFILL)
     first, last = requests["first_token_ns"], requests["last_token_ns"]
     equal("requests", "first_token_ns", first, NONE, used & (emitted == 0))
     within("requests", "first_token_ns", first, requests["arrival_ns"], last, used & (emitted > 0))

@@ -46,6 +46,7 @@ REQUEST = np.dtype(
         ("route", "i8"),  # where a push policy sent it
         ("node", "i8"),  # host memory that holds its KV
         ("prompt_tokens", "i8"),
+        ("prefilled_tokens", "i8"),  # of a prefill that chunks left unfinished
         ("emitted_tokens", "i8"),
         ("on_time_tokens", "i8"),
         ("list", "i8"),  # the one list it is in
@@ -115,6 +116,7 @@ INSTANCE = np.dtype(
         ("turn_phases", "i8"),
         ("joins", "i8"),  # do arrivals join the present turn
         ("is_switching", "i8"),  # the present turn changed the model
+        ("owes_step", "i8"),  # its batch decodes one step before the next prefill chunk
         ("next_running", "i8"),
         ("prev_running", "i8"),
     ],
@@ -183,6 +185,7 @@ POOL = np.dtype(
         ("block_tokens", "i8"),
         ("lookahead_tokens", "i8"),
         ("prefill_budget_tokens", "i8"),
+        ("prefill_chunk_tokens", "i8"),
         ("max_queue", "i8"),
         ("is_push", "i8"),
         ("prefetches", "i8"),
@@ -355,6 +358,7 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
         pool[name] = getattr(spec, name)
     for name in ("kv_out_free", "kv_reload_every_turn", "kv_stays"):
         pool[name] = getattr(spec, name)
+    pool["prefill_chunk_tokens"] = spec.prefill_chunk_tokens
     for name in ("priorities", "token_preempt", "kv_survives_switch"):
         pool[name] = getattr(spec, name)
     pool["reserved_bytes"] = reserved

@@ -41,6 +41,7 @@ from runtime.pool.turns import (
     reopen,
     settle,
     try_join,
+    unclaim,
     yield_to_growth,
 )
 from runtime.pool.weights import (
@@ -129,6 +130,7 @@ def _arrival(state: State, event: Record) -> int:
     req.prompt_tokens, req.priority = event.n, event.tag if pool.priorities != 0 else 0
     req.first_token_ns, req.last_token_ns = NONE, event.time_ns
     req.tag, req.instance, req.route, req.node = NONE, NONE, NONE, NONE
+    req.prefilled_tokens = 0
     req.emitted_tokens, req.on_time_tokens, req.stall_ns = 0, 0, 0
     req.qos_ns, req.qos_start_ns, req.qos_covered_ns, req.qos_target_ns = 0, 0, 0, model.ttft_ns
     req.kv, req.is_cancelled = KvPlace.NOWHERE, 0
@@ -233,6 +235,10 @@ def _prefilled(state: State, g: int, n: int, seconds: float) -> int:
     inst.busy_ns += duration
     inst.compute_ns += duration
     queue = lists.instance_list(state, g, lists.PREFILL)
+    chunk = state.pool[0].prefill_chunk_tokens
+    inst.owes_step = 1 if chunk > 0 else 0
+    if n == 0:
+        state.requests[lists.first(state, queue)].prefilled_tokens += chunk
     for _ in range(n):
         r = lists.first(state, queue)
         req, model = state.requests[r], state.models[inst.model]
@@ -240,7 +246,7 @@ def _prefilled(state: State, g: int, n: int, seconds: float) -> int:
             gap_s = (state.pool[0].now_ns - req.last_token_ns) / 1e9
             count_gaps(state.gaps, gap_s, 0.0, 1, 1)
         account_run(state.requests, r, model.ttft_ns, model.tbt_ns, begin, seconds, 0.0, 1)
-        req.kv = KvPlace.DEVICE
+        req.kv, req.prefilled_tokens = KvPlace.DEVICE, 0
         lists.remove(state, r)
         if inst.turn_phases & Phases.DECODE:
             lists.append(state, lists.instance_list(state, g, lists.BATCH), r)
@@ -264,6 +270,7 @@ def _steps(state: State, g: int, k: int, x: float, y: float) -> int:
     inst.busy_ns += duration
     inst.compute_ns += duration
     inst.decoded_ns += duration
+    inst.owes_step = 0
     inst.kv_used_bytes += growth_bytes(state, g, k)
     batch = lists.instance_list(state, g, lists.BATCH)
     size = lists.count(state, batch)
@@ -312,13 +319,19 @@ def _take_from_instance(state: State, g: int, r: int) -> None:
 
 @inner
 def _drop_cancelled(state: State, g: int) -> None:
-    """Let go of batch members whose cancellation came while the turn computed."""
+    """Let go of members whose cancellation came while the turn computed."""
     r = lists.first(state, lists.instance_list(state, g, lists.BATCH))
     while r >= 0:
         following = state.requests[r].next
         if state.requests[r].is_cancelled != 0:
             _take_from_instance(state, g, r)
             end_request(state, r, RequestPhase.CANCELLED)
+        r = following
+    r = lists.first(state, lists.instance_list(state, g, lists.PREFILL))
+    while r >= 0:
+        following = state.requests[r].next
+        if state.requests[r].is_cancelled != 0:
+            unclaim(state, g, r)
         r = following
 
 
@@ -457,6 +470,7 @@ def _lose_kv(state: State, r: int) -> None:
     if req.kv == KvPlace.MOVING_OUT:
         drop_host_kv(state, r)
     req.kv = KvPlace.HOST if req.kv == KvPlace.MOVING_IN else KvPlace.NOWHERE
+    req.prefilled_tokens = 0
     req.instance = NONE
 
 

@@ -162,6 +162,7 @@ def unclaim(state: State, g: int, r: int) -> None:
         reopen(state, r, RequestPhase.READY)
     else:
         inst.kv_used_bytes -= prefill_bytes(state, r)
+        req.prefilled_tokens = 0
         reopen(state, r, RequestPhase.WAITING)
     state.pool[0].wakes += 1
 
@@ -282,7 +283,7 @@ def begin_turn(
     inst.turn_tag = tag
     inst.joins = joins
     inst.turn_start_ns = now
-    inst.decoded_ns = 0
+    inst.decoded_ns, inst.owes_step = 0, 0
     promised = take_requests(state, g, m, inst.turn_phases, tag)
     recount(state, m)
     if inst.kv_used_bytes - inst.outgoing_bytes + promised > capacity_bytes(state, m):
@@ -336,10 +337,12 @@ def next_stage(state: State, g: int) -> int:
         return Stage.BLOCKED
     if lists.count(state, lists.instance_list(state, g, lists.INCOMING)) > 0:
         return Stage.KV_IN
-    if lists.count(state, lists.instance_list(state, g, lists.PREFILL)) > 0:
-        return Stage.PREFILL
     has_batch = lists.count(state, lists.instance_list(state, g, lists.BATCH)) > 0
-    if has_batch and inst.decoded_ns < inst.quota_ns:
+    may_decode = has_batch and inst.decoded_ns < inst.quota_ns
+    if lists.count(state, lists.instance_list(state, g, lists.PREFILL)) > 0:
+        is_between_chunks = inst.owes_step != 0 and may_decode and can_step(state, g)
+        return Stage.DECODE if is_between_chunks else Stage.PREFILL
+    if may_decode:
         if can_step(state, g):
             return Stage.DECODE
         if lists.count(state, lists.instance_list(state, g, lists.OUTGOING)) > 0:

@@ -110,6 +110,13 @@ def end_ns(x: float, y: float, j: int) -> int:
     return round((x * j + y * (0.5 * j * (j - 1))) * 1e9)
 
 
+def prompt_s(cost: Any, tokens: float) -> Any:
+    """Of one prompt; a concave fit is flat from its vertex on."""
+    b, c = cost["prefill_token_s"], cost["prefill_token2_s"]
+    most = min(float(tokens), -0.5 * b / c) if c < 0 else float(tokens)
+    return b * most + c * most * most
+
+
 def ns(seconds: float) -> int:
     return round(seconds * 1e9)
 
@@ -138,6 +145,8 @@ class ScriptedEngine:
         self.ordered_ns = self.began_ns = self.decoded_ns = self.compute_ns = 0
         self.n, self.x, self.y = 0, 0.0, 0.0
         self.slots: dict[int, int] = {}
+        self.partial: dict[int, int] = {}  # tokens of a prompt that chunks have done, by id
+        self.owes_step = False  # the batch decodes between two chunks
         self.ready_ns: dict[int, int] = {}  # when a model's weights last came
         self.loading: tuple[int, int] | None = None  # slot, model
         self.load_left_ns, self.load_since_ns = 0, NONE
@@ -149,6 +158,7 @@ class ScriptedEngine:
         if self.turn is None:
             self.is_switching, self.model = turn.model != self.model, turn.model
             self.ordered_ns, self.decoded_ns, self.is_on_device = self.pool.now_ns, 0, False
+            self.partial, self.owes_step = {}, False
         self.turn = turn
         self.began_ns = self.pool.now_ns
         self._enter(self._next_stage(turn))
@@ -223,9 +233,14 @@ class ScriptedEngine:
             self._report(kind, time_ns, n=self.n)
         elif kind == EventKind.PREFILLED:
             assert self.turn is not None
+            first = int(self.state.requests["id"][self.turn.prefill[0]])
+            done = self.partial.get(first, 0) + self.spec.prefill_chunk_tokens
+            self.partial = {first: done} if self.n == 0 else {}
+            self.owes_step = self.spec.prefill_chunk_tokens > 0
             self._tokens(kind, time_ns, self.turn.prefill[: self.n], 1)
         else:
             assert self.turn is not None
+            self.owes_step = False
             self.decoded_ns += end_ns(self.x, self.y, self.n)
             self._tokens(kind, time_ns, self.turn.batch, self.n)
 
@@ -255,11 +270,11 @@ class ScriptedEngine:
             return Stage.COMMANDED
         if turn.incoming:
             return Stage.KV_IN
-        if turn.prefill:
+        may_decode = turn.batch and self.decoded_ns < turn.quota_ns
+        can_decode = may_decode and self._steps_that_fit(turn, 1) == 1
+        if turn.prefill and not (self.owes_step and can_decode):
             return Stage.PREFILL
-        if turn.batch and self.decoded_ns < turn.quota_ns and self._steps_that_fit(turn, 1) == 1:
-            return Stage.DECODE
-        return Stage.ENDING
+        return Stage.DECODE if can_decode else Stage.ENDING
 
     def _enter(self, stage: Stage) -> None:
         """Begin a stage; KV has the host link before a load under way."""
@@ -319,18 +334,24 @@ class ScriptedEngine:
         return int(np.ceil(seconds * 1e9 - 1e-3))
 
     def _plan_prefill(self, turn: Turn) -> None:
+        """A chunk of the first prompt; or its rest, with whole prompts behind it in the budget."""
         lengths = [self._context(r) for r in turn.prefill]
-        self.n = 1
-        while self.n < len(lengths):
-            if sum(lengths[: self.n + 1]) > self.spec.prefill_budget_tokens:
-                break
-            self.n += 1
-        cost, taken = self._cost(turn), [float(t) for t in lengths[: self.n]]
+        chunk, limit = self.spec.prefill_chunk_tokens, self.spec.prefill_budget_tokens
+        done = self.partial.get(int(self.state.requests["id"][turn.prefill[0]]), 0)
+        spans = [(done, lengths[0])]
+        if chunk and lengths[0] - done > chunk:
+            spans, self.n = [(done, done + chunk)], 0
+        else:
+            limit, self.n = min(limit, chunk) if chunk else limit, 1
+            for length in lengths[1:]:
+                if sum(e - s for s, e in spans) + length > limit:
+                    break
+                spans.append((0, length))
+                self.n += 1
+        cost = self._cost(turn)
         seconds = cost["prefill_s"]
-        b, c = cost["prefill_token_s"], cost["prefill_token2_s"]
-        for t in taken:
-            most = min(t, -0.5 * b / c) if c < 0 else t
-            seconds += b * most + c * most * most
+        for s, e in spans:
+            seconds += prompt_s(cost, e) - prompt_s(cost, s)
         self.x, self.y = self._truncated(float(seconds)) * self._noise(), 0.0
 
     def _plan_decode(self, turn: Turn) -> None:
@@ -346,7 +367,7 @@ class ScriptedEngine:
         x += float(cost["decode_context_s"] * context)
         x += table_s(cost, size) if cost["knots"] else float(cost["decode_batch_s"] * size)
         y = float(cost["decode_context_s"] * size)
-        k = min(left)
+        k = 1 if turn.prefill else min(left)
         if self.spec.step_quantum_s > 0:
             shown = self._truncated(x)
             same = (j for j in range(1, k) if self._truncated(x + y * j) != shown)

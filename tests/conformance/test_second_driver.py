@@ -117,6 +117,7 @@ def with_engine_limits(pool: PoolSpec, rng: np.random.Generator) -> PoolSpec:
         token_preempt=bool(rng.random() < 0.7),
         kv_survives_switch=bool(rng.random() < 0.5),
         priorities=bool(rng.random() < 0.5),
+        prefill_chunk_tokens=int(rng.choice([0, 0, 16, 300])),
         turn_overhead_s=float(rng.choice([0.0, 0.004])),
         step_overhead_s=float(rng.choice([0.0, 0.0007])),
         noise=float(rng.choice([0.0, 0.1, 1.0])),

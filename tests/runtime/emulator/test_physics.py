@@ -5,6 +5,7 @@ A 14 GB load takes 1 s. Prefill of T tokens takes 10 ms + 10 us * T; a decode st
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from runtime.core import NS, PoolSpec, SloSpec
 from runtime.emulator.noise import factor
 from runtime.emulator.physics import first_step_at
 from runtime.emulator.run import Run, run
+from runtime.pool.costs import prompt_s
+from runtime.pool.state import COST
 from runtime.slo import curve_ns
 
 MS = 1_000_000
@@ -131,6 +134,55 @@ def test_noise_scatters_prefill_and_steps_and_nothing_else(
     again = play(trace, flat_pool(noise=0.3, seed=7), script(turns)).journal
     other = play(trace, flat_pool(noise=0.3, seed=8), script(turns)).journal
     assert again.tobytes() == rows.tobytes() != other.tobytes()
+
+
+def test_a_long_prompt_is_prefilled_in_chunks_that_cost_a_call_each(
+    trace_of: Any, flat_pool: Pool, script: Any
+) -> None:
+    pool = flat_pool(prefill_chunk_tokens=40)
+    result = play(trace_of((0.0, 0, 100, 1)), pool, script([(0, 60.0)]))
+    rows = result.journal[result.journal["kind"] == 4]
+    assert rows["n"].tolist() == [0, 0, 1]
+    assert rows["x"].tolist() == pytest.approx([0.0104, 0.0104, 0.0102])
+    assert result.results["first_token_ns"][0] == NS + 31 * MS
+    assert result.instances["busy_ns"][0] == 31 * MS
+
+
+def test_chunks_telescope_to_the_whole_prompt_but_for_their_calls() -> None:
+    cost = np.zeros((), COST)
+    cost["prefill_s"], cost["prefill_token_s"], cost["prefill_token2_s"] = 0.01, 1e-5, 3e-9
+    ends = [0, 40, 80, 100]
+    parts = [prompt_s(cost[()], e) - prompt_s(cost[()], s) for s, e in pairwise(ends)]
+    assert sum(parts) == pytest.approx(prompt_s(cost[()], 100), rel=1e-12)
+    assert parts[1] > parts[0]  # the later chunk attends to more
+
+
+def test_the_batch_decodes_one_step_between_chunks(
+    trace_of: Any, flat_pool: Pool, script: Any
+) -> None:
+    pool = flat_pool(prefill_chunk_tokens=40)
+    trace = trace_of((0.0, 0, 30, 60), (1.1, 0, 100, 5))
+    rows = play(trace, pool, script([(0, 60.0)])).journal
+    rows = rows[np.isin(rows["kind"], (4, 5))]
+    kinds = [("PREFILL" if row["kind"] == 4 else "STEP", int(row["n"])) for row in rows]
+    assert kinds[:1] == [("PREFILL", 1)]
+    assert kinds[2:7] == [
+        ("PREFILL", 0), ("STEP", 1), ("PREFILL", 0), ("STEP", 1), ("PREFILL", 1),
+    ]  # fmt: skip
+    whole = play(trace, flat_pool(), script([(0, 60.0)])).results
+    chunked = play(trace, pool, script([(0, 60.0)])).results
+    assert chunked["stall_ns"][0] < whole["stall_ns"][0]  # nobody waits for a whole prompt
+    assert chunked["first_token_ns"][1] > whole["first_token_ns"][1]
+
+
+def test_chunks_go_on_without_steps_when_the_quota_is_used_up(
+    trace_of: Any, flat_pool: Pool, script: Any
+) -> None:
+    pool = flat_pool(prefill_chunk_tokens=40)
+    trace = trace_of((0.0, 0, 30, 60), (0.0, 0, 100, 5))
+    rows = play(trace, pool, script([(0, 0.001)] * 99)).journal
+    rows = rows[np.isin(rows["kind"], (4, 5))][:5]
+    assert [(int(r["kind"]), int(r["n"])) for r in rows] == [(4, 1), (5, 1), (4, 0), (4, 0), (4, 1)]
 
 
 def test_step_quantum_cuts_durations_to_whole_quanta(

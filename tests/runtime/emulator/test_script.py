@@ -182,6 +182,7 @@ SCRIPTS = st.lists(
             "kv_survives_switch": st.booleans(),
             "token_preempt": st.booleans(),
             "priorities": st.booleans(),
+            "prefill_chunk_tokens": st.sampled_from([0, 64, 300]),
             "max_wait_s": st.sampled_from([0.0, 0.5]),
             "host_kv_bytes": st.sampled_from([0, 10**11]),
             "seed": st.integers(0, 9),

@@ -66,6 +66,8 @@ def expect(pool: Any, message: str) -> None:
         ("waiting", "phase", RequestPhase.READY, "phase, kv is 2, 0, expected WAITING, NOWHERE"),
         ("waiting", "phase", RequestPhase.DONE, "phase in LIVE is False, expected True"),
         ("waiting", "phase", 77, "phase is 77, expected 0..7"),
+        ("waiting", "prefilled_tokens", 1, "prefilled_tokens is 1, expected 0"),
+        ("prefill", "prefilled_tokens", 99, "prefilled_tokens is 99, expected 0.."),
         ("waiting", "kv", KvPlace.HOST, "phase, kv is 1, 2, expected WAITING, NOWHERE"),
         ("ready", "kv", KvPlace.MOVING_OUT, "expected READY, DEVICE or READY, HOST"),
         ("incoming", "kv", KvPlace.DEVICE, "phase, kv is 3, 1, expected RUNNING, MOVING_IN"),

@@ -55,6 +55,7 @@ POOLS = st.fixed_dictionaries(
         "token_preempt": st.sampled_from([True, True, False]),
         "kv_survives_switch": st.sampled_from([True, True, False]),
         "priorities": st.booleans(),
+        "prefill_chunk_tokens": st.sampled_from([0, 0, 5]),
         "max_wait_s": st.sampled_from([0.0, 0.2]),
         "max_queue": st.sampled_from([0, 3]),
     }
@@ -142,17 +143,17 @@ class Machine(RuleBasedStateMachine):
         """End the stage of g after `n` requests or steps; `ends` are the bits that finish."""
         kind = self.due(g)
         assert kind is not None
-        touched, fields = [], {}
+        touched, fields, is_inner = [], {}, self.is_inner_chunk(g)
         if kind == EventKind.KV_IN_DONE:
             fields["n"] = min(n, self.pool.size(g, INCOMING))
         elif kind == EventKind.PREFILLED:
-            touched = self.pool.owned(g, PREFILL)[:n]
+            touched = self.pool.owned(g, PREFILL)[: 0 if is_inner else n]
             fields |= {"n": len(touched), "x": seconds}
         elif kind == EventKind.STEPS:
             touched = self.pool.owned(g, BATCH)
             fields |= {"n": min(n, self.longest[g]), "x": seconds, "y": seconds / 64}
         time_s = self.began_s[g]
-        if touched:
+        if touched or "x" in fields:
             k = fields["n"] if kind == EventKind.STEPS else 1
             time_s += seconds * k + fields.get("y", 0.0) * k * (k - 1) / 2 + 1e-9
         self.pool.apply(kind, instance=g, at_s=max(self.pool.now_s, time_s), **fields)
@@ -161,6 +162,18 @@ class Machine(RuleBasedStateMachine):
                 self.pool.apply(EventKind.FINISHED, request=r, instance=g)
         self.pool.drain()
         self.plan(g)
+
+    def is_inner_chunk(self, g: int) -> bool:
+        """Does the next prefill call of g leave its first prompt unfinished?"""
+        chunk, queue = (
+            int(self.pool.state.pool["prefill_chunk_tokens"][0]),
+            self.pool.owned(g, PREFILL),
+        )
+        if not chunk or not queue:
+            return False
+        req = self.pool.req(queue[0])
+        left = req["prompt_tokens"] + req["emitted_tokens"] - req["prefilled_tokens"]
+        return bool(left > chunk)
 
     def loads(self) -> list[int]:
         inst = self.pool.state.instances

@@ -116,6 +116,40 @@ def test_a_turn_of_the_same_model_keeps_kv_that_a_switch_would_lose(hand_pool: A
     assert (pool.owned(0, BATCH), pool.state.pool["recomputed"][0]) == ([r], 0)
 
 
+def chunked(hand_pool: Any) -> tuple[Any, int]:
+    """A prompt of 12 tokens of which one chunk of 5 is done; returns its slot."""
+    pool = hand_pool(prefill_chunk_tokens=5)
+    r = pool.arrive(0, 12)
+    pool.start(0, 0)
+    pool.prefill(0, 0)
+    assert (pool.req(r)["prefilled_tokens"], pool.stage()) == (5, Stage.PREFILL)
+    return pool, r
+
+
+def test_a_prompt_is_complete_with_its_last_chunk(hand_pool: Any) -> None:
+    pool, r = chunked(hand_pool)
+    pool.prefill(0, 0)
+    assert (pool.req(r)["prefilled_tokens"], pool.req(r)["emitted_tokens"]) == (10, 0)
+    pool.prefill(0, 1)
+    assert (pool.req(r)["prefilled_tokens"], pool.req(r)["emitted_tokens"]) == (0, 1)
+    assert pool.stage() == Stage.DECODE
+
+
+def test_a_failure_loses_the_chunks_done(hand_pool: Any) -> None:
+    pool, r = chunked(hand_pool)
+    pool.apply(EventKind.INSTANCE_FAILED, instance=0)
+    assert (pool.waiting(0), pool.req(r)["prefilled_tokens"]) == ([r], 0)
+
+
+def test_a_cancelled_prompt_is_let_go_between_chunks(hand_pool: Any) -> None:
+    pool, r = chunked(hand_pool)
+    other = pool.arrive(0, 4)
+    pool.apply(EventKind.CANCEL, request=r)
+    pool.prefill(0, 0)
+    assert pool.req(r)["phase"] == RequestPhase.CANCELLED
+    assert (pool.owned(0, PREFILL), pool.inst()["kv_used_bytes"]) == ([other], 80)
+
+
 def test_kv_leaves_at_every_end_when_the_pool_says_so(hand_pool: Any) -> None:
     pool = hand_pool(kv_reload_every_turn=True)
     r = pool.arrive(0)
