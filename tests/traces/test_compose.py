@@ -193,6 +193,15 @@ def test_our_files_are_read_in_chunks_and_others_whole(folder: Path) -> None:
         assert getattr(streamed, name) == getattr(whole, name)
 
 
+def test_models_keep_their_numbers_from_chunk_to_chunk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("traces.parquet_table.CHUNK_ROWS", 3)
+    stream = stream_parquet(Path("base.parquet"))
+    assert [chunk.requests for chunk in stream.chunks()][:3] == [3, 3, 3]
+    assert collect(stream).sha256 == read("base.parquet").sha256
+
+
 @given(trace=st.from_type(Trace))
 @settings(max_examples=40, deadline=None)
 def test_streamed_file_is_the_file(tmp_path_factory: pytest.TempPathFactory, trace: Trace) -> None:

@@ -72,3 +72,11 @@ def test_conversations_are_the_same_in_any_pieces(pieces: int) -> None:
     for column in range(4):
         joined = np.concatenate([part[column] for part in parts])
         assert joined.tolist() == at_once[column].tolist()
+
+
+def test_request_at_the_stop_is_left_for_the_next_piece() -> None:
+    times = talks().until(END).time
+    stop = int(times[100])
+    slowly = talks()
+    assert slowly.until(stop).time[-1] < stop
+    assert slowly.until(stop + 1).time.tolist() == [stop]

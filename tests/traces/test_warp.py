@@ -74,3 +74,12 @@ def test_flash_crowds_come_as_often_and_as_high_as_asked() -> None:
     assert wall[:, 0].mean() == pytest.approx(ticks(3600.0), rel=0.12)
     assert level[0] / level[0, 0] == pytest.approx([1, 9, 7, 5, 3], rel=1e-3)
     assert (wall * level).sum() / wall.sum() == pytest.approx(UNIT, rel=0.05)
+
+
+@pytest.mark.parametrize(("burst", "calm"), [(4.0, 0.0), (4.0, 0.1), (20.0, 0.5)])
+def test_bursts_keep_the_mean_rate(burst: float, calm: float) -> None:
+    """Over 64,000 cycles of exponential times: an error of a percent or two."""
+    drawn = bursts(burst, calm, 5.0, rng(3), batch=64_000)
+    wall, level = next(drawn)
+    assert (wall * level).sum() / wall.sum() == pytest.approx(UNIT, rel=0.02)
+    assert wall[level == level.max()].mean() == pytest.approx(ticks(5.0), rel=0.02)
