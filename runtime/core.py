@@ -101,6 +101,8 @@ class Command(IntEnum):
     LOAD = 2  # instance: load weights into `loading_slot` (a load under way is dropped)
     MOVE_OUT = 3  # instance: its outgoing queue grew
     RETIRE = 4  # request slot: it ended; take its record, then `release` the slot
+    SHARE_IN = 5  # instance: more or fewer transfers come in over its root port; predict them anew
+    SHARE_OUT = 6
 
 
 class Masked(IntEnum):
@@ -177,7 +179,9 @@ class SloSpec:
 
 
 POOL_BOUNDS: dict[str, tuple[float, float]] = {  # what keeps all times and sums in 64 bits
-    **dict.fromkeys(("nodes", "instances_per_node", "block_tokens"), (1, 4096)),
+    **dict.fromkeys(
+        ("nodes", "instances_per_node", "instances_per_port", "block_tokens"), (1, 4096)
+    ),
     "tp": (1, 64),
     "weight_slots": (1, 64),
     "vram_bytes": (1, 1e15),
@@ -220,6 +224,7 @@ class PoolSpec:
     slots_reserved: bool = True  # True: every slot is carved out at start; False: loaded model only
     h2d_bytes_s: float = 50e9
     d2h_bytes_s: float = 50e9
+    instances_per_port: int = 1  # of a node, on one root port: both links are the port's
     kv_out_free: bool = False
     kv_reload_every_turn: bool = False  # in at each turn's start (later joins are free), then out
     kv_stays: bool = False  # a switch leaves the last model's KV on the device while there is room

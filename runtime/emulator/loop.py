@@ -16,8 +16,9 @@ from runtime.core import (
     RequestPhase,
     Stage,
 )
-from runtime.emulator.physics import cut_run, plan_load, plan_move_out, plan_stage
+from runtime.emulator.physics import cut_run, plan_stage
 from runtime.emulator.tables import Sim
+from runtime.emulator.transport import lose_transfers, plan_in, plan_out, replan_in, replan_out
 from runtime.pool import lists
 from runtime.pool.candidates import next_decision, pose
 from runtime.pool.state import State
@@ -71,8 +72,8 @@ def next_timer(sim: Sim) -> tuple[int, int, int]:
         timer = sim.timers[g]
         if timer.out_ns < best or (timer.out_ns == best and kind > EventKind.KV_OUT_DONE):
             best, kind, index = timer.out_ns, EventKind.KV_OUT_DONE.value, g
-        if timer.load_ns < best or (timer.load_ns == best and kind > EventKind.WEIGHTS_READY):
-            best, kind, index = timer.load_ns, EventKind.WEIGHTS_READY.value, g
+        if timer.in_ns < best or (timer.in_ns == best and kind > timer.in_kind):
+            best, kind, index = timer.in_ns, timer.in_kind, g
         if timer.compute_ns < best or (timer.compute_ns == best and kind > timer.kind):
             best, kind, index = timer.compute_ns, timer.kind, g
     cursor = sim.control[0].cursor
@@ -154,11 +155,14 @@ def _fire(sim: Sim, time_ns: int, kind: int, index: int) -> None:
     if kind == EventKind.KV_OUT_DONE:
         event.n, timer.out_ns = timer.out_n, FOREVER_NS
         commit(sim)
-        plan_move_out(sim, index)
+        plan_out(sim, index)
         return
     if kind == EventKind.WEIGHTS_READY:
-        timer.load_ns = FOREVER_NS
+        timer.in_ns = FOREVER_NS
         commit(sim)
+        return
+    if kind == EventKind.KV_IN_DONE:
+        _fire_kv_in(sim, index)
         return
     event.n, timer.compute_ns = timer.n, FOREVER_NS
     if kind == EventKind.STEPS or kind == EventKind.PREFILLED:
@@ -168,7 +172,17 @@ def _fire(sim: Sim, time_ns: int, kind: int, index: int) -> None:
     else:
         commit(sim)
     plan_stage(sim, index)
-    plan_load(sim, index)
+    plan_in(sim, index)
+
+
+@inner
+def _fire_kv_in(sim: Sim, g: int) -> None:
+    timer = sim.timers[g]
+    sim.event[0].n = sim.state.instances[g].moving_in
+    timer.in_ns, timer.in_since_ns = FOREVER_NS, NONE
+    commit(sim)
+    plan_stage(sim, g)
+    plan_in(sim, g)
 
 
 @inner
@@ -198,8 +212,8 @@ def _fire_script(sim: Sim, row: int) -> None:
     if is_down != (due.kind == EventKind.INSTANCE_JOINED):
         return
     event.instance = g
-    timer = sim.timers[g]
-    timer.compute_ns, timer.out_ns, timer.load_ns = FOREVER_NS, FOREVER_NS, FOREVER_NS
+    sim.timers[g].compute_ns = FOREVER_NS
+    lose_transfers(sim, g)
     commit(sim)
 
 
@@ -257,13 +271,17 @@ def drain(sim: Sim) -> None:
         command, index = state.outbox[i].kind, state.outbox[i].instance
         if command == Command.START:
             plan_stage(sim, index)
-            plan_load(sim, index)
+            plan_in(sim, index)
         elif command == Command.JOIN:
             cut_run(sim, index)
         elif command == Command.LOAD:
-            plan_load(sim, index)
+            plan_in(sim, index)
         elif command == Command.MOVE_OUT:
-            plan_move_out(sim, index)
+            plan_out(sim, index)
+        elif command == Command.SHARE_IN:
+            replan_in(sim, index)
+        elif command == Command.SHARE_OUT:
+            replan_out(sim, index)
         else:
             retire(sim, index)
     state.pool[0].commands = 0

@@ -1,4 +1,4 @@
-"""How long things take: from an instance's stage to the timer of its next event.
+"""How long stages take: from an instance's stage to the timer of its end (links: transport.py).
 
 Decode runs jump in closed form to the first step at which something can change: a request ends,
 the quota is reached, memory is short, or a truncated step time would change.
@@ -11,8 +11,8 @@ from runtime.core import FOREVER_NS, EventKind, Stage
 from runtime.emulator.noise import factor
 from runtime.emulator.tables import Sim
 from runtime.pool import lists
-from runtime.pool.costs import kv_in_ns, kv_out_ns, prompt_s, step_s, truncated
-from runtime.pool.memory import context_tokens, moved_bytes, steps_that_fit
+from runtime.pool.costs import prompt_s, step_s, truncated
+from runtime.pool.memory import context_tokens, steps_that_fit
 from runtime.pool.weights import weights_in_place
 from runtime.slo import curve_ns
 
@@ -28,9 +28,6 @@ def plan_stage(sim: Sim, g: int) -> None:
         timer.kind = EventKind.SWITCHED
         if weights_in_place(state, g):
             timer.compute_ns = _switched_ns(sim, g)
-    elif stage == Stage.KV_IN:
-        timer.kind = EventKind.KV_IN_DONE
-        _plan_kv_in(sim, g)
     elif stage == Stage.PREFILL:
         timer.kind = EventKind.PREFILLED
         _plan_prefill(sim, g)
@@ -57,22 +54,6 @@ def _noise(sim: Sim, g: int) -> float:
     control, timer = sim.control[0], sim.timers[g]
     timer.stages += 1
     return factor(control.noise, control.seed, g, timer.stages)
-
-
-@inner
-def _plan_kv_in(sim: Sim, g: int) -> None:
-    state, timer = sim.state, sim.timers[g]
-    incoming = lists.instance_list(state, g, lists.INCOMING)
-    total, remote = 0, 0
-    r = lists.first(state, incoming)
-    while r >= 0:
-        held = moved_bytes(state, r)
-        total += held
-        if state.requests[r].node != state.instances[g].node:
-            remote += held
-        r = state.requests[r].next
-    timer.n = lists.count(state, incoming)
-    timer.compute_ns = timer.began_ns + kv_in_ns(state, g, total, remote)
 
 
 @inner
@@ -160,25 +141,3 @@ def cut_run(sim: Sim, g: int) -> None:
         timer.compute_ns = timer.began_ns + curve_ns(timer.x, timer.y, timer.n)
 
 
-@inner
-def plan_move_out(sim: Sim, g: int) -> None:
-    """If g's device-to-host link is idle, start to move all that is queued, as one group."""
-    state, timer = sim.state, sim.timers[g]
-    outgoing = lists.instance_list(state, g, lists.OUTGOING)
-    if timer.out_ns != FOREVER_NS or lists.count(state, outgoing) == 0:
-        return
-    moved = 0
-    r = lists.first(state, outgoing)
-    while r >= 0:
-        moved += moved_bytes(state, r)
-        r = state.requests[r].next
-    timer.out_n = lists.count(state, outgoing)
-    timer.out_ns = state.pool[0].now_ns + kv_out_ns(state, moved)
-
-
-@inner
-def plan_load(sim: Sim, g: int) -> None:
-    inst = sim.state.instances[g]
-    sim.timers[g].load_ns = FOREVER_NS
-    if inst.loading_slot >= 0 and inst.load_since_ns >= 0:
-        sim.timers[g].load_ns = inst.load_since_ns + inst.load_left_ns

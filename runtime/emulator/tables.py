@@ -17,12 +17,20 @@ TIMER = np.dtype(
     [
         ("compute_ns", "i8"),  # when the stage under way ends, or FOREVER
         ("began_ns", "i8"),
+        ("in_ns", "i8"),  # when what comes over the host link, KV or weights, is there
         ("out_ns", "i8"),  # when the group of outgoing requests is in host memory
-        ("load_ns", "i8"),  # when the load under way ends
+        ("in_left_ns", "i8"),  # of a KV group, alone on its port, when last settled
+        ("in_since_ns", "i8"),  # when that was; NONE: no KV comes in
+        ("out_left_ns", "i8"),
+        ("out_since_ns", "i8"),
+        ("in_share", "f8"),  # of the port's bandwidth that the KV group could use alone
+        ("in_slow", "f8"),  # slowness since then
+        ("out_slow", "f8"),
         ("n", "i8"),  # requests or steps of the stage
         ("x", "f8"),
         ("y", "f8"),
         ("out_n", "i8"),
+        ("in_kind", "i8"),  # EventKind of the way in: WEIGHTS_READY or KV_IN_DONE
         ("kind", "i8"),  # EventKind of the compute timer
         ("stages", "i8"),  # prefill and decode stages planned so far
     ],
@@ -141,7 +149,8 @@ def new_sim(
     """
     n_requests = len(arrivals.time_ns)
     timers = np.zeros(len(state.instances), TIMER)
-    timers["compute_ns"] = timers["out_ns"] = timers["load_ns"] = FOREVER_NS
+    timers["compute_ns"] = timers["in_ns"] = timers["out_ns"] = FOREVER_NS
+    timers["in_since_ns"] = NONE
     control = np.zeros(1, CONTROL)
     control["horizon_ns"] = FOREVER_NS if horizon_s is None else round(horizon_s * NS)
     control["ttft_timeout_ns"] = round(ttft_timeout_s * NS)

@@ -55,22 +55,74 @@ def _table_s(cost: Record, batch: float) -> float:
     return cost.knot_s[k - 1] + share * (cost.knot_s[k] - cost.knot_s[k - 1])
 
 
+@kernel
+def slowness(flows: int, share: float) -> float:
+    """How many times longer than alone a transfer takes beside `flows` - 1 others, if alone it
+    uses `share` of the port: each may have 1/flows of it."""
+    return max(1.0, flows * share)
+
+
+@kernel
+def stretched_ns(left_ns: int, slow: float) -> int:
+    return int(np.ceil(left_ns * slow))
+
+
+@kernel
+def rest_ns(left_ns: int, elapsed_ns: int, slow: float) -> int:
+    """What is left of `left_ns` of transfer, as if alone, after some time at `slow`."""
+    return max(0, left_ns - int(elapsed_ns / slow))
+
+
+@inner
+def load_rate(state: State, g: int, m: int) -> float:
+    """Bytes a second of weights of m to g alone; a miss in the host cache is bound by the disk."""
+    pool = state.pool[0]
+    if state.hosted[state.instances[g].node, m].is_cached == 0:
+        return min(pool.h2d_bytes_s, pool.disk_bytes_s)
+    return pool.h2d_bytes_s
+
+
+@inner
+def load_share(state: State, g: int, m: int) -> float:
+    return load_rate(state, g, m) / state.pool[0].h2d_bytes_s
+
+
 @inner
 def load_ns(state: State, g: int, m: int) -> int:
-    """Weights of m over the host link; a miss in the host cache is bound by the disk."""
-    rate = state.pool[0].h2d_bytes_s
-    if state.hosted[state.instances[g].node, m].is_cached == 0:
-        rate = min(rate, state.pool[0].disk_bytes_s)
-    return int(np.ceil(state.models[m].weight_bytes / rate * 1e9))
+    """Weights of m over the host link, alone on its port."""
+    return int(np.ceil(state.models[m].weight_bytes / load_rate(state, g, m) * 1e9))
+
+
+@inner
+def load_slow(state: State, g: int) -> float:
+    """Slowness of the load under way on g; one that waits for KV will have the KV's share."""
+    inst = state.instances[g]
+    return slowness(state.links[inst.port].in_flows, inst.load_share)
+
+
+@inner
+def load_rest_ns(state: State, g: int) -> int:
+    """The rest of the load under way on g, as if alone on its port."""
+    inst = state.instances[g]
+    if inst.load_since_ns < 0:
+        return inst.load_left_ns
+    elapsed = state.pool[0].now_ns - inst.load_since_ns
+    return rest_ns(inst.load_left_ns, elapsed, load_slow(state, g))
 
 
 @inner
 def load_left_ns(state: State, g: int) -> int:
-    """Predicted rest of the load under way on g, if nothing else takes the link."""
+    """Predicted time until the load under way on g ends, if the port's transfers stay as many."""
+    return stretched_ns(load_rest_ns(state, g), load_slow(state, g))
+
+
+@inner
+def new_load_ns(state: State, g: int, m: int) -> int:
+    """Predicted time of a load of m that would begin on g now, in the place of one under way."""
     inst = state.instances[g]
-    if inst.load_since_ns < 0:
-        return inst.load_left_ns
-    return max(0, inst.load_left_ns - (state.pool[0].now_ns - inst.load_since_ns))
+    has_flow = inst.moving_in > 0 or inst.load_since_ns >= 0
+    flows = state.links[inst.port].in_flows + (0 if has_flow else 1)
+    return stretched_ns(load_ns(state, g, m), slowness(flows, load_share(state, g, m)))
 
 
 @inner
@@ -82,24 +134,37 @@ def switch_left_ns(state: State, g: int, m: int) -> int:
             if s == inst.loading_slot:
                 return overhead_ns + load_left_ns(state, g)
             return overhead_ns
-    return overhead_ns + load_ns(state, g, m)
+    return overhead_ns + new_load_ns(state, g, m)
 
 
 @inner
-def kv_in_ns(state: State, g: int, kv_bytes: int, remote_bytes: int) -> int:
-    """KV from host memory to g; `remote_bytes` of it also cross the network.
+def kv_in_s(state: State, kv_bytes: int, remote_bytes: int) -> float:
+    """KV from host memory, alone on its port; `remote_bytes` of it also cross the network."""
+    pool = state.pool[0]
+    seconds = (kv_bytes - remote_bytes) / pool.h2d_bytes_s
+    if remote_bytes > 0:
+        seconds += remote_bytes / min(pool.h2d_bytes_s, pool.network_bytes_s)
+    return seconds
+
+
+@inner
+def kv_in_ns(state: State, g: int, seconds: float) -> int:
+    """The time of such a move to g, in whole quanta.
 
     Where KV is reloaded every turn, that is paid at the turn's start: what joins later is free.
     """
     pool = state.pool[0]
     if pool.kv_reload_every_turn != 0 and state.instances[g].decoded_ns > 0:
         return 0
-    seconds = (kv_bytes - remote_bytes) / pool.h2d_bytes_s
-    if remote_bytes > 0:
-        seconds += remote_bytes / min(pool.h2d_bytes_s, pool.network_bytes_s)
     if pool.step_quantum_s > 0.0:
         seconds = np.floor(seconds / pool.step_quantum_s + 1e-9) * pool.step_quantum_s
     return int(np.ceil(seconds * 1e9 - 1e-3))
+
+
+@inner
+def kv_in_share(state: State, kv_bytes: int, seconds: float) -> float:
+    """Mean share of the port that KV uses alone: 1 without a network behind it."""
+    return kv_bytes / state.pool[0].h2d_bytes_s / seconds
 
 
 @inner

@@ -226,6 +226,21 @@ def check_device_memory(view: View) -> None:
     equal("instances", "batch_context_tokens", instances["batch_context_tokens"], context)
 
 
+def check_links(view: View) -> None:
+    """A way in carries KV or a load, never both; a port counts the transfers of its instances."""
+    instances, links = view.instances, view.state.links
+    moving, has_load = instances["moving_in"], instances["load_since_ns"] >= 0
+    incoming = view.on_device(view.kind == INCOMING, 1)
+    within("instances", "moving_in", moving, 0, incoming)
+    equal("instances", "moving_in > 0", moving > 0, instances["stage"] == Stage.KV_IN)
+    carries_load = (instances["loading_slot"] != NONE) & (moving == 0)
+    equal("instances", "load_since_ns >= 0", has_load, carries_load)
+    flows = ((moving > 0) | has_load, instances["outgoing_bytes"] > 0)
+    for column, is_flowing in zip(("in_flows", "out_flows"), flows, strict=True):
+        counted = view.total(instances["port"], is_flowing, 1, len(links))
+        equal("links", column, links[column], counted)
+
+
 def check_host_memory(view: View) -> None:
     """Host bytes of a node: the KV it holds or receives, and the weights it caches."""
     state, nodes = view.state, view.state.nodes
@@ -369,6 +384,7 @@ LAWS = (
     check_occupancy,
     check_slots,
     check_stages,
+    check_links,
     check_outbox,
 )
 

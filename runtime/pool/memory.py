@@ -3,6 +3,7 @@
 from runtime.compiled import inner
 from runtime.core import KvPlace
 from runtime.pool import lists
+from runtime.pool.links import change_outgoing
 from runtime.pool.state import State
 
 
@@ -66,7 +67,7 @@ def release_kv(state: State, r: int) -> None:
     if req.kv == KvPlace.DEVICE or req.kv == KvPlace.MOVING_OUT:
         state.instances[req.instance].kv_used_bytes -= kv_bytes(state, r)
     if req.kv == KvPlace.MOVING_OUT:
-        state.instances[req.instance].outgoing_bytes -= kv_bytes(state, r)
+        change_outgoing(state, req.instance, -kv_bytes(state, r))
     if req.kv == KvPlace.HOST or req.kv == KvPlace.MOVING_OUT:
         drop_host_kv(state, r)
     req.kv = KvPlace.NOWHERE

@@ -1,6 +1,6 @@
 """The tables of a pool: struct-of-arrays, no clock and no behaviour.
 
-Letters: N request slots, M models, G instances, S weight slots, D nodes, T GPU types.
+Letters: N request slots, M models, G instances, S weight slots, D nodes, L root ports, T GPU types.
 Each dtype field states its unit in its name.
 """
 
@@ -95,8 +95,9 @@ INSTANCE = np.dtype(
         ("served_ns", "i8"),  # end of its last turn
         ("compute_ns", "i8"),  # prefill and decode time since its last switch
         ("batch_context_tokens", "i8"),
-        ("load_left_ns", "i8"),  # predicted; of the load under way
+        ("load_left_ns", "i8"),  # predicted, alone on its port; of the load under way
         ("load_since_ns", "i8"),  # when the load last had the link, or NONE while it waits
+        ("load_share", "f8"),  # of the port's bandwidth that it could use alone
         ("turn_tag", "i8"),
         ("seen_wake", "i8"),  # value of pool.wakes when it went idle
         ("seen_arrivals", "i8"),  # value of pool.arrivals when it declined a prefetch
@@ -106,7 +107,9 @@ INSTANCE = np.dtype(
         ("switch_ns", "i8"),  # time from order to SWITCHED on turns that changed the model
         ("switches", "i8"),
         ("prefetched_switches", "i8"),
+        ("moving_in", "i8"),  # requests of the incoming group under way
         ("node", "i8"),
+        ("port", "i8"),
         ("gpu_type", "i8"),
         ("model", "i8"),  # of the present or the last turn
         ("active_slot", "i8"),
@@ -137,6 +140,15 @@ NODE = np.dtype(
         ("host_kv_used_bytes", "i8"),
         ("host_weight_bytes", "i8"),
         ("host_weight_used_bytes", "i8"),
+    ],
+    align=True,
+)
+LINK = np.dtype(
+    [
+        ("first", "i8"),  # its instances: first .. end - 1
+        ("end", "i8"),
+        ("in_flows", "i8"),  # transfers under way, at most one an instance and direction
+        ("out_flows", "i8"),
     ],
     align=True,
 )
@@ -227,8 +239,8 @@ GAP_BINS = 640  # token gaps, geometric bins of GAP_RATIO from GAP_FLOOR_S (slo.
 
 
 class State(Tables):
-    """One pool: [N], [M], [G], [G, S], [D], [D, M], [T, M], [2M + 4G + 1], outbox, [1], bins, [M];
-    the open models, and instances outside a turn and those due a prefetch as sets of bits."""
+    """One pool: [N], [M], [G], [G, S], [D], [L], [D, M], [T, M], [2M + 4G + 1], outbox, [1], bins,
+    [M] open models; instances outside a turn and those due a prefetch are sets of bits."""
 
     layout: ClassVar = {
         "requests": Field(REQUEST),
@@ -236,6 +248,7 @@ class State(Tables):
         "instances": Field(INSTANCE),
         "slots": Field(SLOT, 2),
         "nodes": Field(NODE),
+        "links": Field(LINK),
         "hosted": Field(HOSTED, 2),
         "costs": Field(COST, 2),
         "lists": Field(LIST),
@@ -251,6 +264,7 @@ class State(Tables):
     instances: Table
     slots: Table
     nodes: Table
+    links: Table
     hosted: Table
     costs: Table
     lists: Table
@@ -293,10 +307,11 @@ def new_state(
         instances=np.zeros(n_instances, INSTANCE),
         slots=np.zeros((n_instances, spec.weight_slots), SLOT),
         nodes=np.zeros(n_nodes, NODE),
+        links=np.zeros(n_nodes * ports_per_node(spec), LINK),
         hosted=np.zeros((n_nodes, n_models), HOSTED),
         costs=costs,
         lists=np.zeros(2 * n_models + LISTS_PER_INSTANCE * n_instances + 1, LIST),
-        outbox=np.zeros(64 + 4 * n_instances + 3 * capacity, COMMAND),
+        outbox=np.zeros(64 + 8 * n_instances + 5 * capacity, COMMAND),
         pool=np.zeros(1, POOL),
         gaps=np.zeros(GAP_BINS, np.int64),
         open_models=np.zeros(n_models, np.int64),
@@ -306,6 +321,7 @@ def new_state(
     _fill_pool(state, spec, models)
     _fill_models(state, spec, models, slos)
     _fill_instances(state, spec)
+    _fill_links(state, spec)
     _fill_nodes(state, spec)
     state.lists["head"] = state.lists["tail"] = NONE
     chain_free_slots(state.requests, 0)
@@ -328,7 +344,7 @@ def grow_requests(state: State) -> None:
     requests["next"][-1] = state.pool["free_head"][0]
     state.pool["free_head"][0] = old
     state.put("requests", requests)
-    state.put("outbox", np.zeros(len(state.outbox) + 3 * old, COMMAND))
+    state.put("outbox", np.zeros(len(state.outbox) + 5 * old, COMMAND))
 
 
 def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> None:
@@ -391,6 +407,20 @@ def _fill_instances(state: State, spec: PoolSpec) -> None:
     table["model"] = table["active_slot"] = table["loading_slot"] = NONE
     table["load_since_ns"] = table["seen_wake"] = table["seen_arrivals"] = NONE
     state.slots["model"] = NONE
+
+
+def ports_per_node(spec: PoolSpec) -> int:
+    return -(-spec.instances_per_node // spec.instances_per_port)
+
+
+def _fill_links(state: State, spec: PoolSpec) -> None:
+    """Instances of a node in groups of `instances_per_port`; the last group may be smaller."""
+    node, place = np.divmod(np.arange(spec.instances), spec.instances_per_node)
+    port = node * ports_per_node(spec) + place // spec.instances_per_port
+    state.instances["port"] = port
+    ports = np.arange(len(state.links))
+    state.links["first"] = np.searchsorted(port, ports)
+    state.links["end"] = np.searchsorted(port, ports, side="right")
 
 
 def _fill_nodes(state: State, spec: PoolSpec) -> None:

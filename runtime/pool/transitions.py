@@ -20,6 +20,7 @@ from runtime.core import (
 )
 from runtime.pool import bits, lists
 from runtime.pool.candidates import can_route, has_turn_work, is_starving, starving_model
+from runtime.pool.links import advance_kv_in, change_outgoing, end_kv_in, end_load
 from runtime.pool.memory import (
     bytes_for,
     capacity_bytes,
@@ -31,6 +32,7 @@ from runtime.pool.memory import (
 )
 from runtime.pool.occupancy import vacate
 from runtime.pool.open_work import close_request, open_request, recount
+from runtime.pool.outbox import emit
 from runtime.pool.state import Record, State
 from runtime.pool.turns import (
     begin_turn,
@@ -46,7 +48,6 @@ from runtime.pool.turns import (
 )
 from runtime.pool.weights import (
     clear_slot,
-    emit,
     finish_load,
     prefetch_slot,
     slot_of,
@@ -222,6 +223,7 @@ def _kv_in_done(state: State, g: int, n: int) -> int:
         req.kv = KvPlace.DEVICE
         lists.append(state, lists.instance_list(state, g, lists.BATCH), r)
         state.instances[g].batch_context_tokens += context_tokens(state, r)
+    advance_kv_in(state, g, n)
     _drop_cancelled(state, g)
     settle(state, g)
     return Outcome.OK
@@ -344,7 +346,7 @@ def _kv_out_done(state: State, g: int, n: int) -> int:
         req = state.requests[r]
         lists.remove(state, r)
         inst.kv_used_bytes -= kv_bytes(state, r)
-        inst.outgoing_bytes -= kv_bytes(state, r)
+        change_outgoing(state, g, -kv_bytes(state, r))
         req.kv = KvPlace.HOST
         req.instance = NONE
         reopen(state, r, RequestPhase.READY)
@@ -384,8 +386,6 @@ def _prefetch(state: State, g: int, m: int) -> int:
     held = slot_of(state, g, m)
     if held == NONE:
         start_load(state, g, s, m, 1)
-        if inst.stage == Stage.KV_IN:
-            inst.load_since_ns = NONE
     elif state.slots[g, held].is_ahead == 0:
         state.slots[g, held].is_ahead = 1
         state.models[m].prefetched_on += 1
@@ -451,16 +451,27 @@ def _instance_failed(state: State, g: int) -> int:
         reopen(state, r, RequestPhase.READY if on_host else RequestPhase.WAITING)
     for s in range(state.slots.shape[1]):
         clear_slot(state, g, s)
+    _lose_transfers(state, g)
     inst.epoch += 1
     inst.stage, inst.model = Stage.DOWN, NONE
-    inst.active_slot, inst.loading_slot, inst.load_since_ns = NONE, NONE, NONE
-    inst.kv_used_bytes, inst.kv_promised_bytes, inst.outgoing_bytes = 0, 0, 0
+    inst.active_slot = NONE
+    inst.kv_used_bytes, inst.kv_promised_bytes = 0, 0
     inst.batch_context_tokens, inst.compute_ns = 0, 0
     bits.discard(state.vacant, g)
     for m in range(state.models.shape[0]):
         recount(state, m)
     state.pool[0].wakes += 1
     return Outcome.OK
+
+
+@inner
+def _lose_transfers(state: State, g: int) -> None:
+    inst = state.instances[g]
+    inst.loading_slot = NONE
+    if inst.moving_in > 0:
+        end_kv_in(state, g)
+    end_load(state, g)
+    change_outgoing(state, g, -inst.outgoing_bytes)
 
 
 @inner

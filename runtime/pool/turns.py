@@ -15,6 +15,7 @@ from runtime.core import (
     Stage,
 )
 from runtime.pool import bits, lists
+from runtime.pool.links import begin_kv_in, change_outgoing
 from runtime.pool.memory import (
     admission_bytes,
     can_step,
@@ -27,8 +28,9 @@ from runtime.pool.memory import (
 )
 from runtime.pool.occupancy import occupy, vacate
 from runtime.pool.open_work import close_request, has_open_work, open_request, recount
+from runtime.pool.outbox import emit
 from runtime.pool.state import State
-from runtime.pool.weights import emit, pause_load, place_weights, resume_load
+from runtime.pool.weights import place_weights
 
 
 @inner
@@ -65,7 +67,7 @@ def move_out(state: State, g: int, r: int) -> None:
         recompute(state, r)
         return
     node.host_kv_used_bytes += need
-    state.instances[g].outgoing_bytes += need
+    change_outgoing(state, g, need)
     req.node = state.instances[g].node
     req.kv = KvPlace.MOVING_OUT
     req.phase = RequestPhase.READY
@@ -355,11 +357,8 @@ def settle(state: State, g: int) -> None:
     """Enter the next stage; KV has the host link before a load under way."""
     inst = state.instances[g]
     inst.stage = next_stage(state, g)
-    if inst.loading_slot >= 0:
-        if inst.stage == Stage.KV_IN and inst.load_since_ns >= 0:
-            pause_load(state, g)
-        elif inst.stage != Stage.KV_IN and inst.load_since_ns < 0:
-            resume_load(state, g)
+    if inst.stage == Stage.KV_IN and inst.moving_in == 0:
+        begin_kv_in(state, g, lists.count(state, lists.instance_list(state, g, lists.INCOMING)))
 
 
 @inner

@@ -2,17 +2,10 @@
 
 from runtime.compiled import inner
 from runtime.core import NONE, Command, SlotState
-from runtime.pool.costs import MIN_SWITCH_NS, load_left_ns, load_ns
+from runtime.pool.costs import MIN_SWITCH_NS, load_ns, load_share
+from runtime.pool.links import begin_load, end_load
+from runtime.pool.outbox import emit
 from runtime.pool.state import State
-
-
-@inner
-def emit(state: State, command: int, index: int) -> None:
-    """Queue a command for the driver; the outbox is drained after every event."""
-    n = state.pool[0].commands
-    state.outbox[n].kind = command
-    state.outbox[n].instance = index
-    state.pool[0].commands = n + 1
 
 
 @inner
@@ -77,7 +70,8 @@ def start_load(state: State, g: int, s: int, m: int, is_ahead: int) -> None:
     state.models[m].prefetched_on += is_ahead
     inst.loading_slot = s
     inst.load_left_ns = load_ns(state, g, m)
-    inst.load_since_ns = state.pool[0].now_ns
+    begin_load(state, g)
+    inst.load_share = load_share(state, g, m)
     emit(state, Command.LOAD, g)
 
 
@@ -105,25 +99,13 @@ def weights_in_place(state: State, g: int) -> bool:
 
 
 @inner
-def pause_load(state: State, g: int) -> None:
-    """KV takes the host link; the load under way waits."""
-    inst = state.instances[g]
-    inst.load_left_ns = load_left_ns(state, g)
-    inst.load_since_ns = NONE
-
-
-@inner
-def resume_load(state: State, g: int) -> None:
-    state.instances[g].load_since_ns = state.pool[0].now_ns
-
-
-@inner
 def finish_load(state: State, g: int) -> None:
     inst = state.instances[g]
     slot = state.slots[g, inst.loading_slot]
     slot.state = SlotState.READY
     slot.ready_ns = state.pool[0].now_ns
     inst.loading_slot = NONE
+    end_load(state, g)
     cache_on_host(state, inst.node, slot.model)
 
 

@@ -76,6 +76,47 @@ class Clock:
         return self.heap[0] if self.heap else None
 
 
+class Flow:
+    """A transfer: what is left of it alone on its way, and how many times slower it goes."""
+
+    def __init__(self, kind: int, g: int, left_ns: int, share: float, now_ns: int) -> None:
+        self.kind, self.g, self.left_ns, self.share = kind, g, left_ns, share
+        self.since_ns, self.slow = now_ns, 1.0
+
+    def settle(self, now_ns: int) -> int:
+        self.left_ns = max(0, self.left_ns - int((now_ns - self.since_ns) / self.slow))
+        self.since_ns = now_ns
+        return self.left_ns
+
+
+class Way:
+    """One direction of a root port: its transfers share the bandwidth, one of each instance."""
+
+    def __init__(self, clock: Clock, name: str) -> None:
+        self.clock, self.name = clock, name
+        self.flows: dict[int, Flow] = {}
+
+    def begin(self, flow: Flow) -> int:
+        """What is left of the transfer of the same instance that it replaces, or 0."""
+        now_ns, old = flow.since_ns, self.flows.get(flow.g)
+        left_ns = 0 if old is None else old.settle(now_ns)
+        self.flows[flow.g] = flow
+        self.share([flow] if old is not None else list(self.flows.values()), now_ns)
+        return left_ns
+
+    def end(self, g: int, now_ns: int) -> None:
+        self.clock.drop((g, self.name))
+        del self.flows[g]
+        self.share(list(self.flows.values()), now_ns)
+
+    def share(self, flows: list[Flow], now_ns: int) -> None:
+        for flow in flows:
+            flow.settle(now_ns)
+            flow.slow = max(1.0, len(self.flows) * flow.share)
+            due = now_ns + int(np.ceil(flow.left_ns * flow.slow))
+            self.clock.set((flow.g, self.name), due, flow.kind, flow.g)
+
+
 class HostCache:
     """Pinned weights of one node, least recently used out first (ties: lowest model)."""
 
@@ -138,6 +179,7 @@ class ScriptedEngine:
     def __init__(self, g: int, pool: "ScriptedPool") -> None:
         self.g, self.pool, self.spec, self.state = g, pool, pool.spec, pool.state
         self.node = g // pool.spec.instances_per_node
+        self.way_in, self.way_out = pool.ways[self._port()]
         self.reports: list[Table] = []
         self.turn: Turn | None = None
         self.stage = Stage.FREE
@@ -149,7 +191,7 @@ class ScriptedEngine:
         self.owes_step = False  # the batch decodes between two chunks
         self.ready_ns: dict[int, int] = {}  # when a model's weights last came
         self.loading: tuple[int, int] | None = None  # slot, model
-        self.load_left_ns, self.load_since_ns = 0, NONE
+        self.load_left_ns, self.load_share = 0, 1.0
         self.out_n = self.stages = 0
 
     # the door of the protocol
@@ -175,17 +217,16 @@ class ScriptedEngine:
         slot = int(self.state.instances["loading_slot"][self.g])
         self.slots.pop(slot, None)
         self.loading = (slot, model)
-        rate = self.spec.tp * self.spec.h2d_bytes_s
+        rate = link_bytes_s = self.spec.tp * self.spec.h2d_bytes_s
         if model not in self.pool.caches[self.node].cached:
             rate = min(rate, self.spec.disk_bytes_s)
         self.load_left_ns = int(np.ceil(self.pool.models[model].weight_bytes / rate * 1e9))
         if self.spec.prefetch is PrefetchMode.RETROACTIVE:
             credited = self.load_left_ns - self.compute_ns
             self.load_left_ns = max(LEAST_CREDITED_SWITCH_NS, credited)
-        self.load_since_ns = NONE
-        self.pool.clock.drop((self.g, "load"))
+        self.load_share = rate / link_bytes_s
         if self.stage != Stage.KV_IN:
-            self._resume_load()
+            self._resume_load(self.pool.now_ns)
 
     def move_out(self, requests: tuple[int, ...]) -> None:
         if self.out_n > 0 or not requests:
@@ -194,12 +235,14 @@ class ScriptedEngine:
         link_bytes_s = self.spec.tp * self.spec.d2h_bytes_s
         seconds = sum(self._moved_bytes(r) for r in requests) / link_bytes_s
         took = 0 if self.spec.kv_out_free else int(np.ceil(seconds * 1e9))
-        self.pool.clock.set((self.g, "out"), self.pool.now_ns + took, EventKind.KV_OUT_DONE, self.g)
+        self.way_out.begin(Flow(EventKind.KV_OUT_DONE, self.g, took, 1.0, self.pool.now_ns))
 
-    def fail(self) -> None:
+    def fail(self, now_ns: int) -> None:
         """All on the device is gone, and so is what was pending."""
-        for name in ("compute", "load", "out"):
-            self.pool.clock.drop((self.g, name))
+        self.pool.clock.drop((self.g, "compute"))
+        for way in (self.way_in, self.way_out):
+            if self.g in way.flows:
+                way.end(self.g, now_ns)
         self.turn, self.stage, self.model, self.loading = None, Stage.DOWN, NONE, None
         self.slots, self.ready_ns = {}, {}
         self.out_n = self.compute_ns = 0
@@ -213,12 +256,15 @@ class ScriptedEngine:
     def ring(self, kind: int, time_ns: int) -> None:
         if kind == EventKind.KV_OUT_DONE:
             n, self.out_n = self.out_n, 0
+            if n == len(self.pool.outgoing(self.g)):
+                self.way_out.end(self.g, time_ns)
             self._report(kind, time_ns, n=n)
         elif kind == EventKind.WEIGHTS_READY:
             assert self.loading is not None
             slot, model = self.loading
             self.slots[slot], self.loading = model, None
             self.ready_ns[model] = time_ns
+            self.way_in.end(self.g, time_ns)
             self.pool.caches[self.node].touch(model, time_ns)
             self._report(kind, time_ns)
         elif kind == EventKind.SWITCHED:
@@ -230,6 +276,10 @@ class ScriptedEngine:
             self.turn, self.stage = None, Stage.FREE
             self._report(kind, time_ns)
         elif kind == EventKind.KV_IN_DONE:
+            if self.loading is not None:
+                self._resume_load(time_ns)
+            else:
+                self.way_in.end(self.g, time_ns)
             self._report(kind, time_ns, n=self.n)
         elif kind == EventKind.PREFILLED:
             assert self.turn is not None
@@ -280,10 +330,6 @@ class ScriptedEngine:
         """Begin a stage; KV has the host link before a load under way."""
         assert self.turn is not None
         self.stage, turn, now = stage, self.turn, self.pool.now_ns
-        if stage == Stage.KV_IN:
-            self._pause_load()
-        else:
-            self._resume_load()
         if stage == Stage.COMMANDED:
             self.pool.clock.drop((self.g, "compute"))
             if turn.model in self.slots.values():
@@ -293,7 +339,8 @@ class ScriptedEngine:
                 self._ring_at(ready + ns(self.spec.turn_overhead_s), EventKind.SWITCHED)
         elif stage == Stage.KV_IN:
             self.n = len(turn.incoming)
-            self._ring_at(now + self._kv_in_ns(turn.incoming), EventKind.KV_IN_DONE)
+            left_ns = self.way_in.begin(self._kv_flow(turn.incoming))
+            self.load_left_ns = left_ns if self.loading is not None else 0
         elif stage == Stage.PREFILL:
             self._plan_prefill(turn)
             self._ring_at(now + end_ns(self.x, 0.0, 1), EventKind.PREFILLED)
@@ -303,21 +350,14 @@ class ScriptedEngine:
         else:
             self._ring_at(now, EventKind.TURN_ENDED)
 
-    def _pause_load(self) -> None:
-        if self.loading is not None and self.load_since_ns != NONE:
-            spent = self.pool.now_ns - self.load_since_ns
-            self.load_left_ns, self.load_since_ns = max(0, self.load_left_ns - spent), NONE
-            self.pool.clock.drop((self.g, "load"))
+    def _port(self) -> tuple[int, int]:
+        return self.node, self.g % self.spec.instances_per_node // self.spec.instances_per_port
 
-    def _resume_load(self) -> None:
-        if self.loading is not None and self.load_since_ns == NONE:
-            self.load_since_ns = self.pool.now_ns
-            due = self.load_since_ns + self.load_left_ns
-            self.pool.clock.set((self.g, "load"), due, EventKind.WEIGHTS_READY, self.g)
+    def _resume_load(self, now_ns: int) -> None:
+        kind = EventKind.WEIGHTS_READY
+        self.way_in.begin(Flow(kind, self.g, self.load_left_ns, self.load_share, now_ns))
 
-    def _kv_in_ns(self, requests: tuple[int, ...]) -> int:
-        if self.spec.kv_reload_every_turn and self.decoded_ns > 0:
-            return 0
+    def _kv_flow(self, requests: tuple[int, ...]) -> Flow:
         at_home = away = 0
         for r in requests:
             if self.state.requests["node"][r] == self.node:
@@ -328,10 +368,12 @@ class ScriptedEngine:
         seconds = at_home / link_bytes_s
         if away:
             seconds += away / min(link_bytes_s, self.spec.network_bytes_s)
-        quantum = self.spec.step_quantum_s
+        share, quantum = (at_home + away) / link_bytes_s / seconds, self.spec.step_quantum_s
         if quantum > 0.0:
             seconds = np.floor(seconds / quantum + 1e-9) * quantum
-        return int(np.ceil(seconds * 1e9 - 1e-3))
+        is_free = self.spec.kv_reload_every_turn and self.decoded_ns > 0
+        left_ns = 0 if is_free else int(np.ceil(seconds * 1e9 - 1e-3))
+        return Flow(EventKind.KV_IN_DONE, self.g, left_ns, share, self.pool.now_ns)
 
     def _plan_prefill(self, turn: Turn) -> None:
         """A chunk of the first prompt; or its rest, with whole prompts behind it in the budget."""
@@ -455,6 +497,12 @@ class ScriptedPool:
         self.trace, self.output_tokens = trace, trace.output_tokens
         self.horizon_ns = FOREVER_NS if horizon_s is None else round(horizon_s * 1e9)
         self.clock = Clock()
+        ports = range(-(-self.spec.instances_per_node // self.spec.instances_per_port))
+        self.ways = {
+            (node, port): (Way(self.clock, "in"), Way(self.clock, "out"))
+            for node in range(self.spec.nodes)
+            for port in ports
+        }
         self.engines = [ScriptedEngine(g, self) for g in range(self.spec.instances)]
         self._place()
         self.tokens: list[list[int]] = [[] for _ in range(trace.requests)]
@@ -585,7 +633,7 @@ class ScriptedPool:
         for report in engine.poll():
             self._commit(report)
         if kind == EventKind.KV_OUT_DONE:
-            engine.move_out(self._members(index, OUTGOING))
+            engine.move_out(self.outgoing(index))
         elif kind not in (EventKind.WEIGHTS_READY, EventKind.TURN_ENDED):
             self._start(index)
 
@@ -601,7 +649,7 @@ class ScriptedPool:
         g = int(row["instance"])
         is_down = self.state.instances["stage"][g] == Stage.DOWN
         if is_down == (kind == EventKind.INSTANCE_JOINED):
-            self.engines[g].fail()
+            self.engines[g].fail(time_ns)
             self._commit(new_event(kind, time_ns, instance=g))
 
     def _decide(self, kind: int, index: int, memory: Any) -> None:
@@ -656,7 +704,11 @@ class ScriptedPool:
                 slot = self.state.instances["loading_slot"][index]
                 self.engines[index].load(int(self.state.slots["model"][index, slot]))
             elif command == Command.MOVE_OUT:
-                self.engines[index].move_out(self._members(index, OUTGOING))
+                self.engines[index].move_out(self.outgoing(index))
+            elif command in (Command.SHARE_IN, Command.SHARE_OUT):
+                engine = self.engines[index]
+                way = engine.way_in if command == Command.SHARE_IN else engine.way_out
+                way.share(list(way.flows.values()), self.now_ns)
             else:
                 self._keep(index)
                 release(self.state, index)
@@ -680,6 +732,9 @@ class ScriptedPool:
             )
         )
         assert self.engines[g].stage == inst["stage"], "core and engine disagree on the stage"
+
+    def outgoing(self, g: int) -> tuple[int, ...]:
+        return self._members(g, OUTGOING)
 
     def _members(self, g: int, which: int) -> tuple[int, ...]:
         lst, found = 2 * len(self.models) + LISTS_PER_INSTANCE * g + which, []

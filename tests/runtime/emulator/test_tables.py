@@ -43,7 +43,7 @@ def test_sim_starts_with_nothing_pending(
 ) -> None:
     trace, pool = trace_of((0.5, 0, 7, 8)), flat_pool(nodes=2, ttft_timeout_s=timeout_s)
     sim = build_sim(trace, pool, SloSpec(), horizon_s=horizon_s, journal_rows=0)
-    for timer in ("compute_ns", "load_ns", "out_ns"):
+    for timer in ("compute_ns", "in_ns", "out_ns"):
         assert sim.timers[timer].tolist() == [FOREVER_NS] * 2
     assert sim.control["horizon_ns"][0] == horizon_ns
     assert sim.control["ttft_timeout_ns"][0] == timeout_ns

@@ -26,7 +26,9 @@ BLOCK = 4  # tokens
 TOKEN_BYTES = 10
 COSTS = {"prefill_s": 0.01, "prefill_token_s": 0.001, "decode_s": 0.01}
 
-TABLES = ("requests", "models", "instances", "slots", "nodes", "hosted", "lists", "outbox", "pool")
+TABLES = (
+    "requests", "models", "instances", "slots", "nodes", "links", "hosted", "lists", "outbox", "pool",
+)  # fmt: skip
 
 
 def spec_of(**changes: Any) -> PoolSpec:

@@ -138,7 +138,10 @@ def test_corrupt_request_is_named(
         ("slots", (0, 1), "state", 1, "slots[0, 1].state is True, expected False"),
         ("slots", (1, 0), "state", 2, "slots[1, 0].state is False, expected True"),
         ("slots", (1, 0), "is_ahead", 1, "slots[1, 0].is_ahead is 1, expected 0"),
-        ("outbox", 0, "kind", 9, "outbox[0].kind is 9, expected 0..4"),
+        ("links", 0, "in_flows", 7, "links[0].in_flows is 7, expected"),
+        ("links", 1, "out_flows", 7, "links[1].out_flows is 7, expected"),
+        ("instances", 0, "moving_in", 9, "instances[0].moving_in is 9, expected 0.."),
+        ("outbox", 0, "kind", 9, "outbox[0].kind is 9, expected 0..6"),
         ("outbox", 0, "instance", 5, "outbox[0].instance is 5, expected 0..1"),
     ],
 )

@@ -39,8 +39,6 @@ LIVE = (RequestPhase.WAITING, RequestPhase.READY, RequestPhase.RUNNING)
 
 POOLS = st.fixed_dictionaries(
     {
-        "instances_per_node": st.just(1),
-        "nodes": st.just(2),
         "roles": st.sampled_from([(), (), (P, D), (D, B), (P, B)]),
         "dispatch": st.sampled_from([Dispatch.PULL, Dispatch.PUSH, Dispatch.PULL]),
         "prefetch": st.sampled_from(PrefetchMode),
@@ -59,6 +57,13 @@ POOLS = st.fixed_dictionaries(
         "max_wait_s": st.sampled_from([0.0, 0.2]),
         "max_queue": st.sampled_from([0, 3]),
     }
+)
+TOPOLOGIES = st.sampled_from(
+    [
+        {"nodes": 2, "instances_per_node": 1},
+        {"nodes": 1, "instances_per_node": 2},
+        {"nodes": 1, "instances_per_node": 2, "instances_per_port": 2},
+    ]
 )
 RARE = st.sampled_from([False, False, True])
 
@@ -98,10 +103,17 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.hand_pool = hand_pool
 
-    @initialize(spec=POOLS, models=st.sampled_from([1, 2, 2, 3]), capacity=st.sampled_from([4, 8]))
-    def new_pool(self, spec: dict[str, Any], models: int, capacity: int) -> None:
+    @initialize(
+        spec=POOLS,
+        topology=TOPOLOGIES,
+        models=st.sampled_from([1, 2, 2, 3]),
+        capacity=st.sampled_from([4, 8]),
+    )
+    def new_pool(
+        self, spec: dict[str, Any], topology: dict[str, int], models: int, capacity: int
+    ) -> None:
         weights = (100, 60, 100)[:models]
-        self.pool = self.hand_pool(weights=weights, capacity=capacity, **spec)
+        self.pool = self.hand_pool(weights=weights, capacity=capacity, **topology, **spec)
         self.began_s = [0.0, 0.0]
         self.longest = [0, 0]
 
