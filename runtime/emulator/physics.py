@@ -139,5 +139,3 @@ def cut_run(sim: Sim, g: int) -> None:
         elapsed = sim.state.pool[0].now_ns - timer.began_ns
         timer.n = first_step_at(timer.x, timer.y, elapsed, timer.n)
         timer.compute_ns = timer.began_ns + curve_ns(timer.x, timer.y, timer.n)
-
-

@@ -27,7 +27,8 @@ TOKEN_BYTES = 10
 COSTS = {"prefill_s": 0.01, "prefill_token_s": 0.001, "decode_s": 0.01}
 
 TABLES = (
-    "requests", "models", "instances", "slots", "nodes", "links", "hosted", "lists", "outbox", "pool",
+    "requests", "models", "instances", "slots", "nodes", "links", "hosted", "lists", "outbox",
+    "pool",
 )  # fmt: skip
 
 
