@@ -166,6 +166,11 @@ def with_groups(pool: PoolSpec, rng: np.random.Generator) -> PoolSpec:
     )
 
 
+def with_transport(pool: PoolSpec, rng: np.random.Generator) -> PoolSpec:
+    """What links and memory may do beyond their defaults."""
+    return replace(pool, instances_per_port=int(rng.choice([1, 2, 2, 3])))
+
+
 def draw(seed: int) -> Scenario:
     rng = np.random.default_rng(seed)
     slo = SloSpec(ttft_s=float(rng.choice([0.5, 10.0])), tbt_s=float(rng.choice([0.02, 0.1])))
@@ -174,6 +179,8 @@ def draw(seed: int) -> Scenario:
     pool = replace(pool, kv_stays=bool(rng.random() < 0.3))
     own = ModelSlo(ttft_s=float(rng.choice([0.2, 2.0])), tbt_s=float(rng.choice([0.01, 0.3])))
     slo = replace(slo, models={"m1": own})
+    if seed % 4 >= 2:
+        pool = with_transport(pool, np.random.default_rng([seed, 3]))
     if seed % 2:
         pool = with_engine_limits(pool, np.random.default_rng([seed, 1]))
     if seed % 5 == 1 and "sosp25" not in pool.profile:
