@@ -115,6 +115,7 @@ class Masked(IntEnum):
     STARVED_OTHER = 4  # another model has waited past the bound
     OUTRANKED = 5  # another model has a request of higher priority
     IN_PLACE = 6  # a prefetch of what is already on the device
+    DOES_NOT_FIT = 7  # a prefetch of what exceeds the weight budget beside the active model
 
 
 class Dispatch(StrEnum):
@@ -185,7 +186,9 @@ POOL_BOUNDS: dict[str, tuple[float, float]] = {  # what keeps all times and sums
     "tp": (1, 64),
     "weight_slots": (1, 64),
     "vram_bytes": (1, 1e15),
-    **dict.fromkeys(("host_kv_bytes", "host_weight_bytes"), (0, 1e15)),
+    **dict.fromkeys(
+        ("host_kv_bytes", "host_weight_bytes", "weight_budget_bytes", "load_chunk_bytes"), (0, 1e15)
+    ),
     **dict.fromkeys(("h2d_bytes_s", "d2h_bytes_s", "disk_bytes_s"), (1, 1e18)),
     "network_bytes_s": (0, 1e18),
     **dict.fromkeys(("kv_move_token_bytes", "lookahead_tokens"), (0, 1e9)),
@@ -221,10 +224,14 @@ class PoolSpec:
     vram_bytes: int = 80_000_000_000  # of one GPU, as are both host links
     kv_fraction: float = 0.9  # of the VRAM that weight slots leave
     weight_slots: int = 2
+    weight_budget_bytes: int = (
+        0  # of one GPU, for all resident models; 0: every slot fits any model
+    )
     slots_reserved: bool = True  # True: every slot is carved out at start; False: loaded model only
     h2d_bytes_s: float = 50e9
     d2h_bytes_s: float = 50e9
     instances_per_port: int = 1  # of a node, on one root port: both links are the port's
+    load_chunk_bytes: int = 0  # a dropped load ends with its chunk; 0: at once
     kv_out_free: bool = False
     kv_reload_every_turn: bool = False  # in at each turn's start (later joins are free), then out
     kv_stays: bool = False  # a switch leaves the last model's KV on the device while there is room

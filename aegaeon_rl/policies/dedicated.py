@@ -26,6 +26,7 @@ class Dedicated(Static):
             prefetch=PrefetchMode.NONE,
             weight_slots=1,
             slots_reserved=False,
+            weight_budget_bytes=0,
         )
 
     def placement(self, state: State, workload: Workload) -> tuple[tuple[int, int], ...]:

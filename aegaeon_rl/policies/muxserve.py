@@ -85,6 +85,7 @@ class MuxServe(Static):
             prefetch=PrefetchMode.NONE,
             weight_slots=models_per_instance(pool),
             slots_reserved=True,
+            weight_budget_bytes=0,
             kv_stays=True,
             token_preempt=True,
         )

@@ -24,7 +24,7 @@ from runtime.pool import bits, lists
 from runtime.pool.open_work import first_on_time, has_open_work, open_count
 from runtime.pool.state import Record, State
 from runtime.pool.turns import first_claimable, is_claimable, matches
-from runtime.pool.weights import prefetch_slot, slot_of
+from runtime.pool.weights import fits_beside_active, prefetch_slot, slot_of
 
 ROWS = 64  # K
 STARVING_RANK, LEAST_RANK = 1 << 20, -(1 << 20)  # around all priorities
@@ -130,6 +130,8 @@ def prefetch_mask(state: State, g: int, m: int) -> int:
         return Masked.IN_PLACE
     if (s == NONE or state.slots[g, s].is_ahead == 0) and not wants_prefetch(state, m):
         return Masked.TAKEN
+    if s == NONE and not fits_beside_active(state, g, m):
+        return Masked.DOES_NOT_FIT
     return Masked.OPEN
 
 

@@ -117,12 +117,29 @@ def load_left_ns(state: State, g: int) -> int:
 
 
 @inner
+def dropped_rest_ns(state: State, g: int, m: int) -> int:
+    """What a load under way on g still moves before one of m begins in its place: the rest of its
+    present chunk, in the time that as many bytes of m take alone if that is longer. Chunks are
+    counted from the end of a load, so that the first may be the smaller one."""
+    inst, pool = state.instances[g], state.pool[0]
+    if inst.loading_slot < 0 or pool.load_chunk_bytes == 0:
+        return 0
+    rate = inst.load_share * pool.h2d_bytes_s
+    chunk_ns = max(1, int(np.ceil(pool.load_chunk_bytes / rate * 1e9)))
+    rest, share = load_rest_ns(state, g) % chunk_ns, load_share(state, g, m)
+    if inst.load_share > share:
+        return int(np.ceil(rest * (inst.load_share / share)))
+    return rest
+
+
+@inner
 def new_load_ns(state: State, g: int, m: int) -> int:
     """Predicted time of a load of m that would begin on g now, in the place of one under way."""
     inst = state.instances[g]
     has_flow = inst.moving_in > 0 or inst.load_since_ns >= 0
     flows = state.links[inst.port].in_flows + (0 if has_flow else 1)
-    return stretched_ns(load_ns(state, g, m), slowness(flows, load_share(state, g, m)))
+    alone_ns = dropped_rest_ns(state, g, m) + load_ns(state, g, m)
+    return stretched_ns(alone_ns, slowness(flows, load_share(state, g, m)))
 
 
 @inner

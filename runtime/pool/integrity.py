@@ -319,7 +319,8 @@ def check_occupancy(view: View) -> None:
 
 
 def check_slots(view: View) -> None:
-    """A model is at most once on an instance; the loading slot loads; the active one is its own."""
+    """A model is at most once on an instance, within the weight budget; the loading slot loads; the
+    active one is its own."""
     instances, slots = view.instances, view.state.slots
     held, state, index = slots["model"], slots["state"], np.arange(slots.shape[1])
     active, loading = instances["active_slot"], instances["loading_slot"]
@@ -327,6 +328,9 @@ def check_slots(view: View) -> None:
         twin = (held == held[:, s : s + 1]) & (held != NONE) & (index != s)
         equal("slots", "model", held, NONE, twin)
     equal("slots", "state", state == SlotState.EMPTY, held == NONE)
+    sizes = np.where(held == NONE, 0, view.state.models["weight_bytes"][held])
+    budget = view.pool["weight_budget_bytes"]
+    within("slots", "weight_bytes", sizes.sum(1), 0, budget)
     equal("slots", "state", state == SlotState.LOADING, index == loading[:, None])
     equal("slots", "is_ahead", slots["is_ahead"], 0, (held == NONE) | (index == active[:, None]))
     within("instances", "load_left_ns", instances["load_left_ns"], 0, FOREVER_NS, loading != NONE)

@@ -127,7 +127,8 @@ INSTANCE = np.dtype(
 )
 SLOT = np.dtype(
     [
-        ("ready_ns", "i8"),
+        ("ready_ns", "i8"),  # when its weights were there
+        ("used_ns", "i8"),  # when they were there, or last served a turn
         ("model", "i8"),
         ("state", "i8"),
         ("is_ahead", "i8"),  # prefetched and not used since
@@ -180,7 +181,9 @@ POOL = np.dtype(
         ("turn_overhead_ns", "i8"),
         ("kv_fraction", "f8"),
         ("vram_bytes", "i8"),
-        ("reserved_bytes", "i8"),  # weight slots carved out at start; 0: the loaded model only
+        ("reserved_bytes", "i8"),  # weight memory carved out at start; 0: the loaded model only
+        ("weight_budget_bytes", "i8"),  # of the models resident on one instance
+        ("load_chunk_bytes", "i8"),
         ("h2d_bytes_s", "f8"),
         ("d2h_bytes_s", "f8"),
         ("disk_bytes_s", "f8"),
@@ -347,16 +350,30 @@ def grow_requests(state: State) -> None:
     state.put("outbox", np.zeros(len(state.outbox) + 5 * old, COMMAND))
 
 
+def _reserved_bytes(spec: PoolSpec, largest: int) -> int:
+    """Weight memory that an instance gives up for good; 0: the loaded model's only."""
+    vram_bytes, budget = spec.tp * spec.vram_bytes, spec.tp * spec.weight_budget_bytes
+    if 0 < budget < largest:
+        raise UserError(
+            f"pool.weight_budget_bytes={spec.weight_budget_bytes}: expected at least the largest"
+            f" model's {-(-largest // spec.tp)}"
+        )
+    reserved = budget or (spec.weight_slots * largest if spec.slots_reserved else 0)
+    if max(reserved, largest) >= vram_bytes:
+        held = f"{spec.weight_slots} weight slots of {largest / 1e9:.1f} GB leave"
+        key = "weight_slots"
+        if budget:
+            held, key = f"a weight budget of {budget / 1e9:.1f} GB leaves", "weight_budget_bytes"
+        raise UserError(
+            f"pool {spec.name}: {held} no room for KV in {vram_bytes / 1e9:.0f} GB;"
+            f" lower pool.{key}"
+        )
+    return reserved
+
+
 def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> None:
     largest = max(model.weight_bytes for model in models)
-    reserved = spec.weight_slots * largest if spec.slots_reserved else 0
-    held = max(reserved, largest)
-    vram_bytes = spec.tp * spec.vram_bytes
-    if held >= vram_bytes:
-        raise UserError(
-            f"pool {spec.name}: {spec.weight_slots} weight slots of {largest / 1e9:.1f} GB leave no"
-            f" room for KV in {vram_bytes / 1e9:.0f} GB; lower pool.weight_slots"
-        )
+    reserved = _reserved_bytes(spec, largest)
     for name in ("h2d_bytes_s", "d2h_bytes_s", "disk_bytes_s"):
         if largest / getattr(spec, name) > LONGEST_LOAD_S:
             raise UserError(
@@ -370,7 +387,7 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
         pool[name] = getattr(spec, name)
     for name in ("network_bytes_s", "kv_move_token_bytes", "step_quantum_s", "block_tokens"):
         pool[name] = getattr(spec, name)
-    for name in ("lookahead_tokens", "prefill_budget_tokens", "max_queue"):
+    for name in ("lookahead_tokens", "prefill_budget_tokens", "max_queue", "load_chunk_bytes"):
         pool[name] = getattr(spec, name)
     for name in ("kv_out_free", "kv_reload_every_turn", "kv_stays"):
         pool[name] = getattr(spec, name)
@@ -378,6 +395,8 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
     for name in ("priorities", "token_preempt", "kv_survives_switch"):
         pool[name] = getattr(spec, name)
     pool["reserved_bytes"] = reserved
+    budget = spec.tp * spec.weight_budget_bytes
+    pool["weight_budget_bytes"] = budget or spec.weight_slots * largest
     pool["max_wait_ns"] = round(spec.max_wait_s * NS)
     pool["command_ns"] = round(spec.command_s * NS)
     pool["turn_overhead_ns"] = round(spec.turn_overhead_s * NS)

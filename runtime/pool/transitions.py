@@ -49,6 +49,7 @@ from runtime.pool.turns import (
 from runtime.pool.weights import (
     clear_slot,
     finish_load,
+    fits_beside_active,
     prefetch_slot,
     slot_of,
     start_load,
@@ -382,8 +383,10 @@ def _prefetch(state: State, g: int, m: int) -> int:
     s = prefetch_slot(state, g)
     if not bits.contains(state.prefetch_due, g) or s == NONE or m == inst.model:
         return Outcome.REFUSED
-    bits.discard(state.prefetch_due, g)
     held = slot_of(state, g, m)
+    if held == NONE and not fits_beside_active(state, g, m):
+        return Outcome.REFUSED
+    bits.discard(state.prefetch_due, g)
     if held == NONE:
         start_load(state, g, s, m, 1)
     elif state.slots[g, held].is_ahead == 0:

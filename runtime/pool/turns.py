@@ -375,6 +375,7 @@ def end_turn(state: State, g: int) -> None:
             reopen(state, r, RequestPhase.READY)
         r = lists.first(state, batch)
     inst.batch_context_tokens = 0
+    state.slots[g, inst.active_slot].used_ns = state.pool[0].now_ns
     state.models[inst.model].served_ns = inst.served_ns = state.pool[0].now_ns
     vacate(state, g)
     inst.stage = Stage.FREE

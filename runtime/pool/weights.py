@@ -2,7 +2,7 @@
 
 from runtime.compiled import inner
 from runtime.core import NONE, Command, SlotState
-from runtime.pool.costs import MIN_SWITCH_NS, load_ns, load_share
+from runtime.pool.costs import MIN_SWITCH_NS, dropped_rest_ns, load_ns, load_share
 from runtime.pool.links import begin_load, end_load
 from runtime.pool.outbox import emit
 from runtime.pool.state import State
@@ -18,32 +18,70 @@ def slot_of(state: State, g: int, m: int) -> int:
 
 
 @inner
-def victim_slot(state: State, g: int) -> int:
-    """Where new weights go: an empty slot, the slot of a dropped load, else the least recently
-    used one that neither computes nor was prefetched, else the active one."""
-    inst = state.instances[g]
+def least_used(state: State, g: int, is_ahead: int) -> int:
+    """Of the residents of g that do not compute, prefetched ones or others: the one that was used
+    least recently (ties: the lowest slot), or NONE."""
     best = NONE
     for s in range(state.slots.shape[1]):
         slot = state.slots[g, s]
-        if slot.state == SlotState.EMPTY or s == inst.loading_slot:
+        if slot.state == SlotState.READY and slot.is_ahead == is_ahead:
+            if s != state.instances[g].active_slot:
+                if best == NONE or slot.used_ns < state.slots[g, best].used_ns:
+                    best = s
+    return best
+
+
+@inner
+def victim_slot(state: State, g: int) -> int:
+    """Where the weights of a turn go: an empty slot, the slot of a dropped load, else the least
+    recently used one that neither computes nor was prefetched, else the active one."""
+    inst = state.instances[g]
+    for s in range(state.slots.shape[1]):
+        if state.slots[g, s].state == SlotState.EMPTY or s == inst.loading_slot:
             return s
-        if s != inst.active_slot and slot.is_ahead == 0:
-            if best == NONE or slot.ready_ns < state.slots[g, best].ready_ns:
-                best = s
+    best = least_used(state, g, 0)
     return inst.active_slot if best == NONE else best
 
 
 @inner
 def prefetch_slot(state: State, g: int) -> int:
-    """A slot a prefetch may overwrite: any but the active one; NONE when there is no other."""
-    inst = state.instances[g]
-    best = NONE
+    """Where a prefetch goes while nothing loads: an empty slot, the least recently used one, else
+    an earlier prefetch that no turn has used; NONE when there is only the active slot."""
     for s in range(state.slots.shape[1]):
-        if s == inst.active_slot:
-            continue
-        if best == NONE or state.slots[g, s].ready_ns < state.slots[g, best].ready_ns:
-            best = s
-    return best
+        if state.slots[g, s].state == SlotState.EMPTY:
+            return s
+    best = least_used(state, g, 0)
+    return least_used(state, g, 1) if best == NONE else best
+
+
+@inner
+def resident_bytes(state: State, g: int) -> int:
+    total = 0
+    for s in range(state.slots.shape[1]):
+        if state.slots[g, s].model >= 0:
+            total += state.models[state.slots[g, s].model].weight_bytes
+    return total
+
+
+@inner
+def fits_beside_active(state: State, g: int, m: int) -> bool:
+    """May m become resident while the active model of g stays?"""
+    active = state.instances[g].model
+    held = state.models[active].weight_bytes if active >= 0 else 0
+    return bool(held + state.models[m].weight_bytes <= state.pool[0].weight_budget_bytes)
+
+
+@inner
+def make_weight_room(state: State, g: int, m: int, is_ahead: int) -> None:
+    """Evict residents of g until m fits the budget: used ones, for a turn the active one, and
+    last those that were prefetched and not used."""
+    need, inst = state.models[m].weight_bytes, state.instances[g]
+    while resident_bytes(state, g) + need > state.pool[0].weight_budget_bytes:
+        s = least_used(state, g, 0)
+        if s == NONE and is_ahead == 0 and inst.active_slot >= 0:
+            if state.slots[g, inst.active_slot].model >= 0:
+                s = inst.active_slot
+        clear_slot(state, g, least_used(state, g, 1) if s == NONE else s)
 
 
 @inner
@@ -58,20 +96,23 @@ def clear_slot(state: State, g: int, s: int) -> None:
 
 @inner
 def start_load(state: State, g: int, s: int, m: int, is_ahead: int) -> None:
-    """Begin to load m into slot s of g; a load under way on g is dropped with its progress."""
+    """Begin to load m into slot s of g, once the chunk of a load under way is there: that load is
+    dropped with its progress."""
     inst = state.instances[g]
+    rest_ns, share = dropped_rest_ns(state, g, m), load_share(state, g, m)
     if inst.loading_slot >= 0:
         clear_slot(state, g, inst.loading_slot)
     clear_slot(state, g, s)
+    make_weight_room(state, g, m, is_ahead)
     slot = state.slots[g, s]
     slot.model = m
     slot.state = SlotState.LOADING
     slot.is_ahead = is_ahead
     state.models[m].prefetched_on += is_ahead
     inst.loading_slot = s
-    inst.load_left_ns = load_ns(state, g, m)
+    inst.load_left_ns = rest_ns + load_ns(state, g, m)
     begin_load(state, g)
-    inst.load_share = load_share(state, g, m)
+    inst.load_share = share
     emit(state, Command.LOAD, g)
 
 
@@ -103,7 +144,7 @@ def finish_load(state: State, g: int) -> None:
     inst = state.instances[g]
     slot = state.slots[g, inst.loading_slot]
     slot.state = SlotState.READY
-    slot.ready_ns = state.pool[0].now_ns
+    slot.ready_ns = slot.used_ns = state.pool[0].now_ns
     inst.loading_slot = NONE
     end_load(state, g)
     cache_on_host(state, inst.node, slot.model)

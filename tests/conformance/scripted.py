@@ -212,19 +212,25 @@ class ScriptedEngine:
             self._ring_at(self.began_ns + end_ns(self.x, self.y, self.n), EventKind.STEPS)
 
     def load(self, model: int) -> None:
-        if self.loading is not None:
-            self.slots.pop(self.loading[0], None)
+        rest_ns = self._drop_load()
         slot = int(self.state.instances["loading_slot"][self.g])
-        self.slots.pop(slot, None)
+        kept = self.state.slots["model"][self.g].tolist()  # the core chose what else must go
+        self.slots = {s: m for s, m in self.slots.items() if kept[s] == m}
+        sizes = [self.pool.models[m].weight_bytes for m in (*self.slots.values(), model)]
+        assert sum(sizes) <= self.pool.weight_budget_bytes
         self.loading = (slot, model)
         rate = link_bytes_s = self.spec.tp * self.spec.h2d_bytes_s
         if model not in self.pool.caches[self.node].cached:
             rate = min(rate, self.spec.disk_bytes_s)
-        self.load_left_ns = int(np.ceil(self.pool.models[model].weight_bytes / rate * 1e9))
+        share = rate / link_bytes_s
+        if rest_ns > 0 and self.load_share > share:
+            rest_ns = int(np.ceil(rest_ns * (self.load_share / share)))
+        alone_ns = int(np.ceil(self.pool.models[model].weight_bytes / rate * 1e9))
+        self.load_left_ns = rest_ns + alone_ns
         if self.spec.prefetch is PrefetchMode.RETROACTIVE:
             credited = self.load_left_ns - self.compute_ns
             self.load_left_ns = max(LEAST_CREDITED_SWITCH_NS, credited)
-        self.load_share = rate / link_bytes_s
+        self.load_share = share
         if self.stage != Stage.KV_IN:
             self._resume_load(self.pool.now_ns)
 
@@ -349,6 +355,16 @@ class ScriptedEngine:
             self._ring_at(now + end_ns(self.x, self.y, self.n), EventKind.STEPS)
         else:
             self._ring_at(now, EventKind.TURN_ENDED)
+
+    def _drop_load(self) -> int:
+        """What the chunk under way still needs, alone; chunks are counted from a load's end."""
+        if self.loading is None or self.spec.load_chunk_bytes == 0:
+            return 0
+        if self.stage != Stage.KV_IN:
+            self.load_left_ns = self.way_in.flows[self.g].settle(self.pool.now_ns)
+        rate = self.load_share * (self.spec.tp * self.spec.h2d_bytes_s)
+        chunk_ns = max(1, int(np.ceil(self.spec.load_chunk_bytes / rate * 1e9)))
+        return self.load_left_ns % chunk_ns
 
     def _port(self) -> tuple[int, int]:
         return self.node, self.g % self.spec.instances_per_node // self.spec.instances_per_port
@@ -489,8 +505,10 @@ class ScriptedPool:
             self.spec, self.models, tuple(map(slo.of, trace.models)), self.costs, capacity=1024
         )
         sizes = [model.weight_bytes for model in self.models]
-        reserved = self.spec.weight_slots * max(sizes) if self.spec.slots_reserved else 0
-        self.reserved_bytes = reserved
+        reserved = self.spec.weight_slots * max(sizes)
+        budget = self.spec.tp * self.spec.weight_budget_bytes
+        self.weight_budget_bytes = budget or reserved
+        self.reserved_bytes = budget or (reserved if self.spec.slots_reserved else 0)
         self.caches = [
             HostCache(sizes, self.spec.host_weight_bytes) for _ in range(self.spec.nodes)
         ]

@@ -168,7 +168,15 @@ def with_groups(pool: PoolSpec, rng: np.random.Generator) -> PoolSpec:
 
 def with_transport(pool: PoolSpec, rng: np.random.Generator) -> PoolSpec:
     """What links and memory may do beyond their defaults."""
-    return replace(pool, instances_per_port=int(rng.choice([1, 2, 2, 3])))
+    largest = 47 * GB if pool.tp == 2 else 26_100_000_000
+    budget = int(rng.choice([0, largest, 3 * largest // 2]))
+    return replace(
+        pool,
+        instances_per_port=int(rng.choice([1, 2, 2, 3])),
+        load_chunk_bytes=int(rng.choice([0, 100_000_000, 4 * GB])),
+        weight_budget_bytes=budget,
+        vram_bytes=budget + int(rng.choice([1, 2, 30]) * GB) if budget else pool.vram_bytes,
+    )
 
 
 def draw(seed: int) -> Scenario:
@@ -179,12 +187,12 @@ def draw(seed: int) -> Scenario:
     pool = replace(pool, kv_stays=bool(rng.random() < 0.3))
     own = ModelSlo(ttft_s=float(rng.choice([0.2, 2.0])), tbt_s=float(rng.choice([0.01, 0.3])))
     slo = replace(slo, models={"m1": own})
-    if seed % 4 >= 2:
-        pool = with_transport(pool, np.random.default_rng([seed, 3]))
     if seed % 2:
         pool = with_engine_limits(pool, np.random.default_rng([seed, 1]))
     if seed % 5 == 1 and "sosp25" not in pool.profile:
         pool = with_groups(pool, np.random.default_rng([seed, 2]))
+    if seed % 3:
+        pool = with_transport(pool, np.random.default_rng([seed, 4]))
     script = script_of(())
     if seed % 4 > 1:
         pool, script = draw_script(trace, pool, np.random.default_rng([seed, 3]))
