@@ -233,6 +233,7 @@ class PoolSpec:
     instances_per_port: int = 1  # of a node, on one root port: both links are the port's
     load_chunk_bytes: int = 0  # a dropped load ends with its chunk; 0: at once
     kv_out_free: bool = False
+    kv_in_overlaps: bool = False  # a turn works on what it has while KV comes in
     kv_reload_every_turn: bool = False  # in at each turn's start (later joins are free), then out
     kv_stays: bool = False  # a switch leaves the last model's KV on the device while there is room
     kv_move_token_bytes: int = (

@@ -177,11 +177,14 @@ def _fire(sim: Sim, time_ns: int, kind: int, index: int) -> None:
 
 @inner
 def _fire_kv_in(sim: Sim, g: int) -> None:
-    timer = sim.timers[g]
-    sim.event[0].n = sim.state.instances[g].moving_in
+    """The incoming group is there; the stage goes on unless it waited for it."""
+    timer, inst = sim.timers[g], sim.state.instances[g]
+    was_waiting = inst.stage == Stage.KV_IN
+    sim.event[0].n = inst.moving_in
     timer.in_ns, timer.in_since_ns = FOREVER_NS, NONE
     commit(sim)
-    plan_stage(sim, g)
+    if was_waiting:
+        plan_stage(sim, g)
     plan_in(sim, g)
 
 

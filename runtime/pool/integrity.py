@@ -27,7 +27,10 @@ ALLOWED = {  # kind of list: (phase, KV place) of its members
     READY: ((RequestPhase.READY, KvPlace.DEVICE), (RequestPhase.READY, KvPlace.HOST)),
     PREFILL: ((RequestPhase.RUNNING, KvPlace.NOWHERE),),
     BATCH: ((RequestPhase.RUNNING, KvPlace.DEVICE),),
-    INCOMING: ((RequestPhase.RUNNING, KvPlace.MOVING_IN),),
+    INCOMING: (
+        (RequestPhase.RUNNING, KvPlace.MOVING_IN),
+        (RequestPhase.RUNNING, KvPlace.DEVICE),  # it joins the batch at the next boundary
+    ),
     OUTGOING: ((RequestPhase.READY, KvPlace.MOVING_OUT),),
     ROUTING: ((RequestPhase.WAITING, KvPlace.NOWHERE), (RequestPhase.READY, KvPlace.HOST)),
 }
@@ -230,9 +233,16 @@ def check_links(view: View) -> None:
     """A way in carries KV or a load, never both; a port counts the transfers of its instances."""
     instances, links = view.instances, view.state.links
     moving, has_load = instances["moving_in"], instances["load_since_ns"] >= 0
-    incoming = view.on_device(view.kind == INCOMING, 1)
+    is_there = (view.kind == INCOMING) & (view.requests["kv"] == KvPlace.DEVICE)
+    overlaps, stage = view.pool["kv_in_overlaps"] != 0, instances["stage"]
+    incoming = view.on_device((view.kind == INCOMING) & ~is_there, 1)
     within("instances", "moving_in", moving, 0, incoming)
-    equal("instances", "moving_in > 0", moving > 0, instances["stage"] == Stage.KV_IN)
+    works = np.isin(stage, (Stage.PREFILL, Stage.DECODE)) & overlaps
+    equal("instances", "moving_in > 0", moving > 0, stage == Stage.KV_IN, ~works)
+    waits = view.on_device(is_there, 1)
+    within(
+        "instances", "requests with KV that wait to join", waits, 0, np.where(works, FOREVER_NS, 0)
+    )
     carries_load = (instances["loading_slot"] != NONE) & (moving == 0)
     equal("instances", "load_since_ns >= 0", has_load, carries_load)
     flows = ((moving > 0) | has_load, instances["outgoing_bytes"] > 0)

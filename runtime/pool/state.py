@@ -206,6 +206,7 @@ POOL = np.dtype(
         ("prefetches", "i8"),
         ("credits_compute", "i8"),
         ("kv_out_free", "i8"),
+        ("kv_in_overlaps", "i8"),
         ("kv_reload_every_turn", "i8"),
         ("kv_stays", "i8"),
         ("priorities", "i8"),
@@ -389,7 +390,7 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
         pool[name] = getattr(spec, name)
     for name in ("lookahead_tokens", "prefill_budget_tokens", "max_queue", "load_chunk_bytes"):
         pool[name] = getattr(spec, name)
-    for name in ("kv_out_free", "kv_reload_every_turn", "kv_stays"):
+    for name in ("kv_out_free", "kv_in_overlaps", "kv_reload_every_turn", "kv_stays"):
         pool[name] = getattr(spec, name)
     pool["prefill_chunk_tokens"] = spec.prefill_chunk_tokens
     for name in ("priorities", "token_preempt", "kv_survives_switch"):

@@ -44,6 +44,7 @@ from runtime.pool.turns import (
     settle,
     try_join,
     unclaim,
+    welcome,
     yield_to_growth,
 )
 from runtime.pool.weights import (
@@ -215,18 +216,22 @@ def _switched(state: State, g: int) -> int:
 
 @inner
 def _kv_in_done(state: State, g: int, n: int) -> int:
-    incoming = lists.instance_list(state, g, lists.INCOMING)
+    """n more of the incoming group are on g; a run under way ends for them at its next step."""
+    inst = state.instances[g]
+    r = lists.first(state, lists.instance_list(state, g, lists.INCOMING))
+    while r >= 0 and state.requests[r].kv == KvPlace.DEVICE:
+        r = state.requests[r].next
     for _ in range(n):
-        r = lists.first(state, incoming)
-        req = state.requests[r]
-        lists.remove(state, r)
         drop_host_kv(state, r)
-        req.kv = KvPlace.DEVICE
-        lists.append(state, lists.instance_list(state, g, lists.BATCH), r)
-        state.instances[g].batch_context_tokens += context_tokens(state, r)
+        state.requests[r].kv = KvPlace.DEVICE
+        r = state.requests[r].next
     advance_kv_in(state, g, n)
-    _drop_cancelled(state, g)
-    settle(state, g)
+    if inst.stage == Stage.KV_IN:
+        welcome(state, g)
+        _drop_cancelled(state, g)
+        settle(state, g)
+    elif inst.stage == Stage.DECODE:
+        emit(state, Command.JOIN, g)
     return Outcome.OK
 
 
@@ -259,6 +264,7 @@ def _prefilled(state: State, g: int, n: int, seconds: float) -> int:
         else:
             req.route = NONE
             move_out(state, g, r)
+    welcome(state, g)
     _drop_cancelled(state, g)
     settle(state, g)
     return Outcome.OK
@@ -286,6 +292,7 @@ def _steps(state: State, g: int, k: int, x: float, y: float) -> int:
     if k > 1:
         count_gaps(state.gaps, x + y, y, k - 1, size)
     inst.batch_context_tokens += k * size
+    welcome(state, g)
     _drop_cancelled(state, g)
     yield_to_growth(state, g)
     settle(state, g)

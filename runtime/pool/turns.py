@@ -337,7 +337,8 @@ def next_stage(state: State, g: int) -> int:
     inst = state.instances[g]
     if inst.kv_promised_bytes > 0:
         return Stage.BLOCKED
-    if lists.count(state, lists.instance_list(state, g, lists.INCOMING)) > 0:
+    is_incoming = lists.count(state, lists.instance_list(state, g, lists.INCOMING)) > 0
+    if is_incoming and state.pool[0].kv_in_overlaps == 0:
         return Stage.KV_IN
     has_batch = lists.count(state, lists.instance_list(state, g, lists.BATCH)) > 0
     may_decode = has_batch and inst.decoded_ns < inst.quota_ns
@@ -347,18 +348,34 @@ def next_stage(state: State, g: int) -> int:
     if may_decode:
         if can_step(state, g):
             return Stage.DECODE
-        if lists.count(state, lists.instance_list(state, g, lists.OUTGOING)) > 0:
+        is_leaving = lists.count(state, lists.instance_list(state, g, lists.OUTGOING)) > 0
+        if is_leaving and not is_incoming:
             return Stage.BLOCKED  # ending would start the same turn again, for ever
-    return Stage.ENDING
+    return Stage.KV_IN if is_incoming else Stage.ENDING
+
+
+@inner
+def welcome(state: State, g: int) -> None:
+    """Incoming requests whose KV is there join the batch, at a token boundary."""
+    incoming = lists.instance_list(state, g, lists.INCOMING)
+    r = lists.first(state, incoming)
+    while r >= 0 and state.requests[r].kv == KvPlace.DEVICE:
+        lists.remove(state, r)
+        lists.append(state, lists.instance_list(state, g, lists.BATCH), r)
+        state.instances[g].batch_context_tokens += context_tokens(state, r)
+        r = lists.first(state, incoming)
 
 
 @inner
 def settle(state: State, g: int) -> None:
-    """Enter the next stage; KV has the host link before a load under way."""
+    """Enter the next stage; what came to join begins to move in, if nothing does."""
     inst = state.instances[g]
     inst.stage = next_stage(state, g)
-    if inst.stage == Stage.KV_IN and inst.moving_in == 0:
-        begin_kv_in(state, g, lists.count(state, lists.instance_list(state, g, lists.INCOMING)))
+    works = inst.stage == Stage.PREFILL or inst.stage == Stage.DECODE
+    if inst.stage == Stage.KV_IN or (works and state.pool[0].kv_in_overlaps != 0):
+        size = lists.count(state, lists.instance_list(state, g, lists.INCOMING))
+        if inst.moving_in == 0 and size > 0:
+            begin_kv_in(state, g, size)
 
 
 @inner

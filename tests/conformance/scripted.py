@@ -192,7 +192,7 @@ class ScriptedEngine:
         self.ready_ns: dict[int, int] = {}  # when a model's weights last came
         self.loading: tuple[int, int] | None = None  # slot, model
         self.load_left_ns, self.load_share = 0, 1.0
-        self.out_n = self.stages = 0
+        self.in_n = self.out_n = self.stages = 0
 
     # the door of the protocol
 
@@ -231,7 +231,7 @@ class ScriptedEngine:
             credited = self.load_left_ns - self.compute_ns
             self.load_left_ns = max(LEAST_CREDITED_SWITCH_NS, credited)
         self.load_share = share
-        if self.stage != Stage.KV_IN:
+        if self.in_n == 0:
             self._resume_load(self.pool.now_ns)
 
     def move_out(self, requests: tuple[int, ...]) -> None:
@@ -286,7 +286,8 @@ class ScriptedEngine:
                 self._resume_load(time_ns)
             else:
                 self.way_in.end(self.g, time_ns)
-            self._report(kind, time_ns, n=self.n)
+            self._report(kind, time_ns, n=self.in_n)
+            self.in_n = 0
         elif kind == EventKind.PREFILLED:
             assert self.turn is not None
             first = int(self.state.requests["id"][self.turn.prefill[0]])
@@ -324,13 +325,15 @@ class ScriptedEngine:
     def _next_stage(self, turn: Turn) -> Stage:
         if not self.is_on_device:
             return Stage.COMMANDED
-        if turn.incoming:
+        if turn.incoming and not self.spec.kv_in_overlaps:
             return Stage.KV_IN
         may_decode = turn.batch and self.decoded_ns < turn.quota_ns
         can_decode = may_decode and self._steps_that_fit(turn, 1) == 1
         if turn.prefill and not (self.owes_step and can_decode):
             return Stage.PREFILL
-        return Stage.DECODE if can_decode else Stage.ENDING
+        if can_decode:
+            return Stage.DECODE
+        return Stage.KV_IN if turn.incoming else Stage.ENDING
 
     def _enter(self, stage: Stage) -> None:
         """Begin a stage; KV has the host link before a load under way."""
@@ -344,13 +347,13 @@ class ScriptedEngine:
                 )
                 self._ring_at(ready + ns(self.spec.turn_overhead_s), EventKind.SWITCHED)
         elif stage == Stage.KV_IN:
-            self.n = len(turn.incoming)
-            left_ns = self.way_in.begin(self._kv_flow(turn.incoming))
-            self.load_left_ns = left_ns if self.loading is not None else 0
+            self._move_in(turn.incoming)
         elif stage == Stage.PREFILL:
+            self._move_in(turn.incoming)
             self._plan_prefill(turn)
             self._ring_at(now + end_ns(self.x, 0.0, 1), EventKind.PREFILLED)
         elif stage == Stage.DECODE:
+            self._move_in(turn.incoming)
             self._plan_decode(turn)
             self._ring_at(now + end_ns(self.x, self.y, self.n), EventKind.STEPS)
         else:
@@ -360,7 +363,7 @@ class ScriptedEngine:
         """What the chunk under way still needs, alone; chunks are counted from a load's end."""
         if self.loading is None or self.spec.load_chunk_bytes == 0:
             return 0
-        if self.stage != Stage.KV_IN:
+        if self.in_n == 0:
             self.load_left_ns = self.way_in.flows[self.g].settle(self.pool.now_ns)
         rate = self.load_share * (self.spec.tp * self.spec.h2d_bytes_s)
         chunk_ns = max(1, int(np.ceil(self.spec.load_chunk_bytes / rate * 1e9)))
@@ -368,6 +371,13 @@ class ScriptedEngine:
 
     def _port(self) -> tuple[int, int]:
         return self.node, self.g % self.spec.instances_per_node // self.spec.instances_per_port
+
+    def _move_in(self, requests: tuple[int, ...]) -> None:
+        """At a boundary: what waits to come in does so as one group, once the last is there."""
+        if requests and self.in_n == 0:
+            self.in_n = len(requests)
+            left_ns = self.way_in.begin(self._kv_flow(requests))
+            self.load_left_ns = left_ns if self.loading is not None else 0
 
     def _resume_load(self, now_ns: int) -> None:
         kind = EventKind.WEIGHTS_READY
@@ -647,12 +657,13 @@ class ScriptedPool:
             self._fire_script(kind, time_ns, self.script[index])
             return
         engine = self.engines[index]
+        goes_on = kind == EventKind.KV_IN_DONE and engine.stage != Stage.KV_IN
         engine.ring(kind, time_ns)
         for report in engine.poll():
             self._commit(report)
         if kind == EventKind.KV_OUT_DONE:
             engine.move_out(self.outgoing(index))
-        elif kind not in (EventKind.WEIGHTS_READY, EventKind.TURN_ENDED):
+        elif kind not in (EventKind.WEIGHTS_READY, EventKind.TURN_ENDED) and not goes_on:
             self._start(index)
 
     def _fire_script(self, kind: int, time_ns: int, row: Any) -> None:

@@ -175,6 +175,7 @@ def with_transport(pool: PoolSpec, rng: np.random.Generator) -> PoolSpec:
         instances_per_port=int(rng.choice([1, 2, 2, 3])),
         load_chunk_bytes=int(rng.choice([0, 100_000_000, 4 * GB])),
         weight_budget_bytes=budget,
+        kv_in_overlaps=bool(rng.random() < 0.6),
         vram_bytes=budget + int(rng.choice([1, 2, 30]) * GB) if budget else pool.vram_bytes,
     )
 

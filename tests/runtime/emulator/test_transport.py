@@ -101,6 +101,57 @@ def test_kv_comes_in_at_half_speed_beside_a_load_and_leaves_unhindered(
     assert loaded == [round(2.07 * NS) + NS + alone_ns]
 
 
+def swapped(trace_of: Any, script: Any, pool: PoolSpec, tokens: int) -> tuple[Run, int]:
+    """A request of model 0 comes back for its last three tokens, its KV of `tokens` behind it,
+    when another of 100 prompt tokens waits; the run, and when that turn began to work."""
+    trace = trace_of((0.0, 0, tokens - 6, 9), (0.0, 1, 10, 1), (1.5, 0, 100, 20))
+    result = play(trace, pool, script([(0, 0.05), (1, 1.0), (0, 9.0)]))
+    return result, times(result, EventKind.SWITCHED)[2][1]
+
+
+def steps_of(result: Run, began: int) -> list[tuple[int, int]]:
+    """(steps, end) of the decode runs since `began`, relative to it."""
+    rows = result.journal[(result.journal["kind"] == EventKind.STEPS)]
+    rows = rows[rows["time_ns"] > began]
+    return list(zip(rows["n"].tolist(), (rows["time_ns"] - began).tolist(), strict=True))
+
+
+def test_turn_waits_for_kv_unless_they_overlap(trace_of: Any, flat_pool: Pool, script: Any) -> None:
+    """KV of 136 MB is there within the prefill of 11 ms, and its request in the first run."""
+    first_token = []
+    for overlaps, prefilled in ((False, 9_714_286 + 11_000_000), (True, 11_000_000)):
+        result, began = swapped(trace_of, script, flat_pool(kv_in_overlaps=overlaps), 136)
+        assert times(result, EventKind.KV_IN_DONE) == [(0, began + 9_714_286)]
+        first_token.append(int(result.results["first_token_ns"][2]) - began)
+        assert first_token[-1] == prefilled
+        step_ns = 10_200_000 + 136_000 + 101_000  # both decode, from the first step
+        assert steps_of(result, began)[0] == (3, prefilled + 3 * step_ns + 3 * 2_000)
+
+
+def test_request_whose_kv_comes_during_a_run_joins_at_the_next_step(
+    trace_of: Any, flat_pool: Pool, script: Any
+) -> None:
+    """1,306 MB take 93.3 ms; after the prefill, step 9 of the other request ends at 102.8 ms."""
+    pool = flat_pool(kv_in_overlaps=True, d2h_bytes_s=14e9)
+    result, began = swapped(trace_of, script, pool, 1306)
+    assert times(result, EventKind.KV_IN_DONE) == [(0, began + 93_285_715)]
+    alone_ns = 11_000_000 + 9 * 10_201_000 + 36_000
+    both_ns = alone_ns + 3 * (10_200_000 + 1_306_000 + 110_000) + 3 * 2_000
+    assert steps_of(result, began)[:2] == [(9, alone_ns), (3, both_ns)]
+
+
+def test_load_waits_for_kv_that_comes_in_during_a_prefill(
+    trace_of: Any, flat_pool: Pool, script: Any
+) -> None:
+    """The load of model 2 is prefetched as the turn begins: it gets the link after the KV."""
+    pool = flat_pool(kv_in_overlaps=True, weight_slots=3)
+    trace = trace_of((0.0, 0, 130, 9), (0.0, 1, 10, 1), (1.5, 0, 100, 200), (1.5, 2, 10, 1))
+    turns = [(0, 0.05), (1, 1.0), (0, 9.0), (2, 9.0)]
+    result = play(trace, pool, script(turns, prefetches=[None, None, 2]))
+    began = times(result, EventKind.SWITCHED)[2][1]
+    assert times(result, EventKind.WEIGHTS_READY)[2] == (0, began + 9_714_286 + NS)
+
+
 @st.composite
 def bursts(draw: st.DrawFn) -> Trace:
     n, models = draw(st.integers(3, 25)), draw(st.integers(2, 6))

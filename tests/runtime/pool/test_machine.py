@@ -48,6 +48,7 @@ POOLS = st.fixed_dictionaries(
         "weight_slots": st.sampled_from([1, 2, 3]),
         "weight_budget_bytes": st.sampled_from([0, 0, 100, 170]),
         "load_chunk_bytes": st.sampled_from([0, 30]),
+        "kv_in_overlaps": st.booleans(),
         "slots_reserved": st.booleans(),
         "lookahead_tokens": st.sampled_from([0, 6]),
         "kv_reload_every_turn": st.booleans(),
@@ -197,6 +198,14 @@ class Machine(RuleBasedStateMachine):
         self.pool.apply(EventKind.WEIGHTS_READY, instance=g)
         self.pool.drain()
 
+    def overlapped(self, g: int) -> int:
+        """Requests whose KV comes in while g computes."""
+        return 0 if self.pool.stage(g) == Stage.KV_IN else int(self.pool.inst(g)["moving_in"])
+
+    def kv_in(self, g: int, n: int) -> None:
+        self.pool.apply(EventKind.KV_IN_DONE, instance=g, n=min(n, self.overlapped(g)))
+        self.pool.drain()
+
     def kv_out(self, g: int, n: int) -> None:
         was = self.pool.stage(g)
         self.pool.apply(EventKind.KV_OUT_DONE, instance=g, n=min(n, self.pool.size(g, OUTGOING)))
@@ -212,6 +221,8 @@ class Machine(RuleBasedStateMachine):
             for g in range(2):
                 if self.due(g) is not None:
                     open_to.append(partial(self.report, g, move.n, move.seconds, move.ends))
+                if self.overlapped(g):
+                    open_to.append(partial(self.kv_in, g, move.n))
                 if self.pool.size(g, OUTGOING):
                     open_to.append(partial(self.kv_out, g, move.n))
             open_to += [partial(self.weights_ready, g) for g in self.loads()]
