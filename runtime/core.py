@@ -123,6 +123,13 @@ class Dispatch(StrEnum):
     PUSH = "push"  # a request is routed to an instance when it arrives and after its prefill
 
 
+class HostKvFull(StrEnum):
+    """What becomes of KV that must leave a device while its node's host memory is full."""
+
+    RECOMPUTE = "recompute"  # dropped: its request waits for a prefill
+    WAIT = "wait"  # it stays while no turn needs its room; then it is dropped
+
+
 class PrefetchMode(StrEnum):
     NONE = "none"
     CAUSAL = "causal"  # an explicit decision, paid on the link
@@ -245,6 +252,7 @@ class PoolSpec:
     prefill_chunk_tokens: int = 0  # most tokens of one prefill call; 0: whole prompts
     host_weight_bytes: int = 1_500_000_000_000
     host_kv_bytes: int = 256_000_000_000
+    host_kv_full: HostKvFull = HostKvFull.RECOMPUTE
     disk_bytes_s: float = 6e9
     network_bytes_s: float = 25e9
     token_preempt: bool = True  # False: a turn ends only when its batch empties

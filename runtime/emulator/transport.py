@@ -5,7 +5,7 @@ the port's transfers in its direction make it, and is settled whenever their num
 """
 
 from runtime.compiled import inner
-from runtime.core import FOREVER_NS, NONE, EventKind
+from runtime.core import FOREVER_NS, NONE, EventKind, KvPlace
 from runtime.emulator.tables import Sim
 from runtime.pool import lists
 from runtime.pool.costs import (
@@ -59,17 +59,17 @@ def _begin_kv_in(sim: Sim, g: int) -> None:
 
 @inner
 def plan_out(sim: Sim, g: int) -> None:
-    """If nothing leaves g, start to move all that is queued, as one group."""
+    """If nothing is on its way out of g, start to move all that has room, as one group."""
     state, timer = sim.state, sim.timers[g]
     outgoing = lists.instance_list(state, g, lists.OUTGOING)
-    if timer.out_ns != FOREVER_NS or lists.count(state, outgoing) == 0:
+    if timer.out_ns != FOREVER_NS or state.instances[g].outgoing_bytes == 0:
         return
-    moved = 0
+    moved, timer.out_n = 0, 0
     r = lists.first(state, outgoing)
-    while r >= 0:
+    while r >= 0 and state.requests[r].kv == KvPlace.MOVING_OUT:
         moved += moved_bytes(state, r)
+        timer.out_n += 1
         r = state.requests[r].next
-    timer.out_n = lists.count(state, outgoing)
     timer.out_left_ns, timer.out_since_ns = kv_out_ns(state, moved), state.pool[0].now_ns
     _stretch_out(sim, g)
 

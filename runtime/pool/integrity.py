@@ -31,7 +31,10 @@ ALLOWED = {  # kind of list: (phase, KV place) of its members
         (RequestPhase.RUNNING, KvPlace.MOVING_IN),
         (RequestPhase.RUNNING, KvPlace.DEVICE),  # it joins the batch at the next boundary
     ),
-    OUTGOING: ((RequestPhase.READY, KvPlace.MOVING_OUT),),
+    OUTGOING: (
+        (RequestPhase.READY, KvPlace.MOVING_OUT),
+        (RequestPhase.READY, KvPlace.DEVICE),  # queued: the host has no room yet
+    ),
     ROUTING: ((RequestPhase.WAITING, KvPlace.NOWHERE), (RequestPhase.READY, KvPlace.HOST)),
 }
 STAGE_NEEDS = {Stage.KV_IN: INCOMING, Stage.PREFILL: PREFILL, Stage.DECODE: BATCH}
@@ -176,12 +179,13 @@ def check_owners(view: View) -> None:
     within("requests", "instance", requests["instance"], 0, len(instances) - 1, resident)
     equal("requests", "instance", requests["instance"], NONE, live & ~by_turn & ~resident)
     of_instance = instances["model"][requests["instance"]]
-    bound = view.in_turn | (resident & (view.pool["kv_stays"] == 0))
+    stays = (view.pool["kv_stays"] != 0) | (view.pool["host_kv_waits"] != 0)
+    bound = view.in_turn | (resident & ~stays)
     equal("requests", "model", requests["model"], of_instance, bound)
     on_host = live & np.isin(kv, ON_HOST)
     within("requests", "node", requests["node"], 0, len(state.nodes) - 1, on_host)
     near = instances["node"][requests["instance"]]
-    equal("requests", "node", requests["node"], near, view.kind == OUTGOING)
+    equal("requests", "node", requests["node"], near, kv == KvPlace.MOVING_OUT)
 
 
 def check_routes(view: View) -> None:
@@ -214,12 +218,18 @@ def check_tokens(view: View) -> None:
 def check_device_memory(view: View) -> None:
     """KV bytes of an instance: whole blocks of all it holds, moves in flight, prefill room."""
     instances, kv = view.instances, view.requests["kv"]
-    promised, outgoing = instances["kv_promised_bytes"], view.kind == OUTGOING
+    promised, outgoing = instances["kv_promised_bytes"], kv == KvPlace.MOVING_OUT
     held = view.on_device(np.isin(kv, ON_DEVICE), view.kv_bytes)
     held += view.on_device(view.kind == PREFILL, view.bytes_for(view.context + 1))
     equal("instances", "kv_used_bytes", instances["kv_used_bytes"], held - promised)
     leaving = view.on_device(outgoing, view.kv_bytes)
     equal("instances", "outgoing_bytes", instances["outgoing_bytes"], leaving)
+    is_queued = (view.kind == OUTGOING) & ~outgoing
+    queued = view.on_device(is_queued, view.kv_bytes)
+    equal("instances", "queued_bytes", instances["queued_bytes"], queued)
+    equal("pool", "queued", view.pool["queued"], np.count_nonzero(is_queued))
+    before = view.requests["prev"]
+    equal("requests", "kv before", kv[before], KvPlace.MOVING_OUT, outgoing & (before != NONE))
     blocked = np.isin(instances["stage"], (Stage.COMMANDED, Stage.BLOCKED)) & (leaving > 0)
     within("instances", "kv_promised_bytes", promised, 0, np.where(blocked, FOREVER_NS, 0))
     capacity = view.capacity[instances["model"]]  # no model: the last, the largest

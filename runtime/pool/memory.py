@@ -56,7 +56,15 @@ def admission_bytes(state: State, r: int) -> int:
 
 
 @inner
+def has_host_room(state: State, g: int, r: int) -> bool:
+    """Does the host of g have room for the KV of r?"""
+    node = state.nodes[state.instances[g].node]
+    return bool(node.host_kv_used_bytes + kv_bytes(state, r) <= node.host_kv_bytes)
+
+
+@inner
 def drop_host_kv(state: State, r: int) -> None:
+    state.pool[0].host_freed = 1
     state.nodes[state.requests[r].node].host_kv_used_bytes -= kv_bytes(state, r)
 
 

@@ -14,6 +14,7 @@ from runtime.core import (
     NONE,
     NS,
     Dispatch,
+    HostKvFull,
     ModelSpec,
     Phases,
     PoolSpec,
@@ -102,6 +103,7 @@ INSTANCE = np.dtype(
         ("seen_wake", "i8"),  # value of pool.wakes when it went idle
         ("seen_arrivals", "i8"),  # value of pool.arrivals when it declined a prefetch
         ("outgoing_bytes", "i8"),  # of kv_used_bytes: on its way to the host
+        ("queued_bytes", "i8"),  # of kv_used_bytes: must leave once the host has room
         ("routed", "i8"),  # claimable requests that were routed here
         ("busy_ns", "i8"),  # prefill and decode time, total
         ("switch_ns", "i8"),  # time from order to SWITCHED on turns that changed the model
@@ -209,6 +211,9 @@ POOL = np.dtype(
         ("kv_in_overlaps", "i8"),
         ("kv_reload_every_turn", "i8"),
         ("kv_stays", "i8"),
+        ("host_kv_waits", "i8"),  # KV without host room stays while no turn needs its room
+        ("queued", "i8"),  # requests whose KV must leave once a host has room
+        ("host_freed", "i8"),  # host KV memory was given back since the queues were looked at
         ("priorities", "i8"),
         ("token_preempt", "i8"),
         ("kv_survives_switch", "i8"),
@@ -401,6 +406,7 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
     pool["max_wait_ns"] = round(spec.max_wait_s * NS)
     pool["command_ns"] = round(spec.command_s * NS)
     pool["turn_overhead_ns"] = round(spec.turn_overhead_s * NS)
+    pool["host_kv_waits"] = spec.host_kv_full is HostKvFull.WAIT
     pool["is_push"] = spec.dispatch is Dispatch.PUSH
     pool["prefetches"] = spec.prefetch is PrefetchMode.CAUSAL and spec.weight_slots > 1
     pool["credits_compute"] = spec.prefetch is PrefetchMode.RETROACTIVE

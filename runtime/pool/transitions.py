@@ -36,11 +36,13 @@ from runtime.pool.outbox import emit
 from runtime.pool.state import Record, State
 from runtime.pool.turns import (
     begin_turn,
+    dequeue,
     end_request,
     end_turn,
     fail_open,
-    move_out,
+    let_out,
     reopen,
+    send_out,
     settle,
     try_join,
     unclaim,
@@ -70,6 +72,14 @@ class Outcome(IntEnum):
 @kernel
 def apply(state: State, event: Record) -> int:
     """Apply one EVENT record; returns an Outcome. `pool.now_ns` never goes back."""
+    outcome = _dispatch(state, event)
+    if state.pool[0].host_freed != 0 and state.pool[0].queued > 0:
+        let_out(state)
+    return outcome
+
+
+@inner
+def _dispatch(state: State, event: Record) -> int:
     kind, g = event.kind, event.instance
     pool = state.pool[0]
     pool.now_ns = max(pool.now_ns, event.time_ns)
@@ -263,7 +273,7 @@ def _prefilled(state: State, g: int, n: int, seconds: float) -> int:
             reopen(state, r, RequestPhase.READY)
         else:
             req.route = NONE
-            move_out(state, g, r)
+            send_out(state, g, r)
     welcome(state, g)
     _drop_cancelled(state, g)
     settle(state, g)
@@ -320,6 +330,8 @@ def _take_from_instance(state: State, g: int, r: int) -> None:
         state.instances[g].batch_context_tokens -= context_tokens(state, r)
         lists.remove(state, r)
     elif lst == lists.instance_list(state, g, lists.OUTGOING) or lst == lists.routing_list(state):
+        if lst != lists.routing_list(state) and state.requests[r].kv == KvPlace.DEVICE:
+            dequeue(state, g, r)
         lists.remove(state, r)
     else:
         close_request(state, r)
@@ -360,7 +372,7 @@ def _kv_out_done(state: State, g: int, n: int) -> int:
         reopen(state, r, RequestPhase.READY)
         if req.list != NONE and req.list != lists.routing_list(state):
             try_join(state, r)
-    if inst.kv_promised_bytes > 0 and lists.count(state, outgoing) == 0:
+    if inst.kv_promised_bytes > 0 and inst.outgoing_bytes == 0:
         inst.kv_used_bytes += inst.kv_promised_bytes
         inst.kv_promised_bytes = 0
     if inst.stage == Stage.BLOCKED:
@@ -448,8 +460,10 @@ def _instance_failed(state: State, g: int) -> int:
         if not is_held and req.route != g:
             continue
         in_turn = is_held and req.phase == RequestPhase.RUNNING
-        is_moving = req.kv == KvPlace.MOVING_OUT
-        if in_turn or is_moving or req.list == lists.routing_list(state):
+        is_outgoing = req.list == lists.instance_list(state, g, lists.OUTGOING)
+        if in_turn or is_outgoing or req.list == lists.routing_list(state):
+            if is_outgoing and req.kv == KvPlace.DEVICE:
+                dequeue(state, g, r)
             lists.remove(state, r)
         else:
             close_request(state, r)

@@ -21,6 +21,7 @@ from runtime.pool.memory import (
     can_step,
     capacity_bytes,
     context_tokens,
+    has_host_room,
     kv_bytes,
     next_step_bytes,
     prefill_bytes,
@@ -61,18 +62,71 @@ def end_request(state: State, r: int, phase: int) -> None:
 @inner
 def move_out(state: State, g: int, r: int) -> None:
     """Start to move KV of r (on g, in no list) to the host; without room there it is recomputed."""
-    req, node = state.requests[r], state.nodes[state.instances[g].node]
-    need = kv_bytes(state, r)
-    if node.host_kv_used_bytes + need > node.host_kv_bytes:
+    if not has_host_room(state, g, r):
         recompute(state, r)
         return
-    node.host_kv_used_bytes += need
+    state.requests[r].phase = RequestPhase.READY
+    lists.append(state, lists.instance_list(state, g, lists.OUTGOING), r)
+    start_move_out(state, g, r)
+
+
+@inner
+def start_move_out(state: State, g: int, r: int) -> None:
+    """Claim the host's memory for r, which is in g's outgoing list behind none that waits."""
+    req, need = state.requests[r], kv_bytes(state, r)
+    state.nodes[state.instances[g].node].host_kv_used_bytes += need
     change_outgoing(state, g, need)
     req.node = state.instances[g].node
     req.kv = KvPlace.MOVING_OUT
-    req.phase = RequestPhase.READY
-    lists.append(state, lists.instance_list(state, g, lists.OUTGOING), r)
     emit(state, Command.MOVE_OUT, g)
+
+
+@inner
+def send_out(state: State, g: int, r: int) -> None:
+    """KV of r (on g, in no list) is of no use here: it leaves now, or once the host has room.
+
+    What the host could never hold is recomputed.
+    """
+    inst, need = state.instances[g], kv_bytes(state, r)
+    if inst.queued_bytes == 0 and has_host_room(state, g, r):
+        move_out(state, g, r)
+    elif need > state.nodes[inst.node].host_kv_bytes:
+        recompute(state, r)
+    else:
+        state.requests[r].phase = RequestPhase.READY
+        lists.append(state, lists.instance_list(state, g, lists.OUTGOING), r)
+        inst.queued_bytes += need
+        state.pool[0].queued += 1
+
+
+@inner
+def dequeue(state: State, g: int, r: int) -> None:
+    """r no longer waits in g's outgoing list, where it stays, for room on the host."""
+    state.instances[g].queued_bytes -= kv_bytes(state, r)
+    state.pool[0].queued -= 1
+
+
+@inner
+def first_queued(state: State, g: int) -> int:
+    """Behind the requests whose KV leaves g now: the first that waits for host room, or NONE."""
+    r = lists.first(state, lists.instance_list(state, g, lists.OUTGOING))
+    while r >= 0 and state.requests[r].kv == KvPlace.MOVING_OUT:
+        r = state.requests[r].next
+    return r
+
+
+@inner
+def let_out(state: State) -> None:
+    """Host memory was given back: what waits for it starts to leave, in order of instances."""
+    state.pool[0].host_freed = 0
+    for g in range(state.instances.shape[0]):
+        if state.instances[g].queued_bytes == 0:
+            continue
+        r = first_queued(state, g)
+        while r >= 0 and has_host_room(state, g, r):
+            dequeue(state, g, r)
+            start_move_out(state, g, r)
+            r = state.requests[r].next
 
 
 @inner
@@ -147,9 +201,25 @@ def evict_residents(state: State, g: int, m: int, is_lost: bool) -> None:
 @inner
 def leave_residents(state: State, g: int) -> None:
     """What a switch does to the KV of the model that g leaves: kept, lost, or moved out."""
-    pool = state.pool[0]
-    if pool.kv_stays == 0:
-        evict_residents(state, g, state.instances[g].model, pool.kv_survives_switch == 0)
+    pool, m = state.pool[0], state.instances[g].model
+    if pool.kv_stays == 0 and pool.host_kv_waits != 0 and pool.kv_survives_switch != 0:
+        offer_residents(state, g, m)
+    elif pool.kv_stays == 0:
+        evict_residents(state, g, m, pool.kv_survives_switch == 0)
+
+
+@inner
+def offer_residents(state: State, g: int, m: int) -> None:
+    """KV of model m that idles on g starts to leave, as far as the host has room."""
+    r = lists.first(state, lists.ready_list(state, m))
+    while r >= 0:
+        following = state.requests[r].next
+        if state.requests[r].kv == KvPlace.DEVICE and state.requests[r].instance == g:
+            if has_host_room(state, g, r):
+                close_request(state, r)
+                move_out(state, g, r)
+        r = following
+    recount(state, m)
 
 
 @inner
@@ -206,7 +276,8 @@ def bytes_beside(state: State, g: int, m: int) -> int:
 def make_room(state: State, g: int, m: int, phases: int, tag: int) -> int:
     """KV bytes that a turn of m may fill. What stays of other models leaves only where the first
     request does not fit beside it, so that every turn has something to do."""
-    if state.pool[0].kv_stays == 0:
+    pool, inst = state.pool[0], state.instances[g]
+    if pool.kv_stays == 0 and pool.host_kv_waits == 0 and inst.queued_bytes == 0:
         return capacity_bytes(state, m)
     room, r = bytes_beside(state, g, m), NONE
     if phases & Phases.DECODE:
@@ -215,10 +286,17 @@ def make_room(state: State, g: int, m: int, phases: int, tag: int) -> int:
         r = first_claimable(state, g, lists.waiting_list(state, m), tag)
     if r == NONE or admission_bytes(state, r) <= room:
         return room
-    for other in range(state.models.shape[0]):
-        if other != m:
-            evict_residents(state, g, other, state.pool[0].kv_survives_switch == 0)
-    return capacity_bytes(state, m)
+    if pool.kv_stays != 0 or pool.host_kv_waits != 0:
+        for other in range(state.models.shape[0]):
+            if other != m:
+                evict_residents(state, g, other, pool.kv_survives_switch == 0)
+    need = admission_bytes(state, r)
+    while inst.queued_bytes > 0 and need > bytes_beside(state, g, m):
+        last = state.lists[lists.instance_list(state, g, lists.OUTGOING)].tail
+        dequeue(state, g, last)
+        lists.remove(state, last)
+        recompute(state, last)
+    return bytes_beside(state, g, m)
 
 
 @inner
@@ -229,7 +307,7 @@ def take_requests(state: State, g: int, m: int, phases: int, tag: int) -> int:
     A request that cannot fit alone fails.
     """
     room, promised = make_room(state, g, m, phases, tag), 0
-    is_full = False
+    is_full, waits = False, state.pool[0].host_kv_waits != 0
     if phases & Phases.DECODE:
         r = lists.first(state, lists.ready_list(state, m))
         while r >= 0:
@@ -243,7 +321,8 @@ def take_requests(state: State, g: int, m: int, phases: int, tag: int) -> int:
                     promised += claim(state, g, r)
                 else:
                     is_full = True
-                    if state.requests[r].kv == KvPlace.DEVICE:
+                    is_here = state.requests[r].kv == KvPlace.DEVICE
+                    if is_here and (not waits or has_host_room(state, g, r)):
                         close_request(state, r)
                         move_out(state, g, r)
             r = following
@@ -288,7 +367,8 @@ def begin_turn(
     inst.decoded_ns, inst.owes_step = 0, 0
     promised = take_requests(state, g, m, inst.turn_phases, tag)
     recount(state, m)
-    if inst.kv_used_bytes - inst.outgoing_bytes + promised > capacity_bytes(state, m):
+    held = inst.kv_used_bytes - inst.outgoing_bytes + promised
+    if held + next_step_bytes(state, g) > capacity_bytes(state, m):
         evict_residents(state, g, m, False)  # residents that take no part yield their room
     if inst.kv_used_bytes + promised <= capacity_bytes(state, m):
         inst.kv_used_bytes += promised
@@ -348,8 +428,7 @@ def next_stage(state: State, g: int) -> int:
     if may_decode:
         if can_step(state, g):
             return Stage.DECODE
-        is_leaving = lists.count(state, lists.instance_list(state, g, lists.OUTGOING)) > 0
-        if is_leaving and not is_incoming:
+        if inst.outgoing_bytes > 0 and not is_incoming:
             return Stage.BLOCKED  # ending would start the same turn again, for ever
     return Stage.KV_IN if is_incoming else Stage.ENDING
 
@@ -386,7 +465,8 @@ def end_turn(state: State, g: int) -> None:
     r = lists.first(state, batch)
     while r >= 0:
         lists.remove(state, r)
-        if state.pool[0].kv_reload_every_turn != 0:
+        leaves = state.pool[0].kv_reload_every_turn != 0
+        if leaves and (state.pool[0].host_kv_waits == 0 or has_host_room(state, g, r)):
             move_out(state, g, r)
         else:
             reopen(state, r, RequestPhase.READY)

@@ -251,7 +251,7 @@ class ScriptedEngine:
                 way.end(self.g, now_ns)
         self.turn, self.stage, self.model, self.loading = None, Stage.DOWN, NONE, None
         self.slots, self.ready_ns = {}, {}
-        self.out_n = self.compute_ns = 0
+        self.in_n = self.out_n = self.compute_ns = 0
 
     def poll(self) -> Iterable[Table]:
         reports, self.reports = self.reports, []
@@ -763,7 +763,9 @@ class ScriptedPool:
         assert self.engines[g].stage == inst["stage"], "core and engine disagree on the stage"
 
     def outgoing(self, g: int) -> tuple[int, ...]:
-        return self._members(g, OUTGOING)
+        """Whose KV may leave: the host has taken them in."""
+        kv = self.state.requests["kv"]
+        return tuple(r for r in self._members(g, OUTGOING) if kv[r] == KvPlace.MOVING_OUT)
 
     def _members(self, g: int, which: int) -> tuple[int, ...]:
         lst, found = 2 * len(self.models) + LISTS_PER_INSTANCE * g + which, []

@@ -14,6 +14,7 @@ from runtime.core import (
     DecisionKind,
     Dispatch,
     EventKind,
+    HostKvFull,
     ModelSlo,
     Phases,
     PoolSpec,
@@ -176,6 +177,7 @@ def with_transport(pool: PoolSpec, rng: np.random.Generator) -> PoolSpec:
         load_chunk_bytes=int(rng.choice([0, 100_000_000, 4 * GB])),
         weight_budget_bytes=budget,
         kv_in_overlaps=bool(rng.random() < 0.6),
+        host_kv_full=HostKvFull(rng.choice(["wait", "wait", "recompute"])),
         vram_bytes=budget + int(rng.choice([1, 2, 30]) * GB) if budget else pool.vram_bytes,
     )
 

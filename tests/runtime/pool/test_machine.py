@@ -22,6 +22,8 @@ from runtime.core import (
     DecisionKind,
     Dispatch,
     EventKind,
+    HostKvFull,
+    KvPlace,
     Phases,
     PrefetchMode,
     RequestPhase,
@@ -49,6 +51,7 @@ POOLS = st.fixed_dictionaries(
         "weight_budget_bytes": st.sampled_from([0, 0, 100, 170]),
         "load_chunk_bytes": st.sampled_from([0, 30]),
         "kv_in_overlaps": st.booleans(),
+        "host_kv_full": st.sampled_from(HostKvFull),
         "slots_reserved": st.booleans(),
         "lookahead_tokens": st.sampled_from([0, 6]),
         "kv_reload_every_turn": st.booleans(),
@@ -206,9 +209,14 @@ class Machine(RuleBasedStateMachine):
         self.pool.apply(EventKind.KV_IN_DONE, instance=g, n=min(n, self.overlapped(g)))
         self.pool.drain()
 
+    def leaving(self, g: int) -> int:
+        """Requests whose KV moves out; those behind them wait for room on the host."""
+        kv = self.pool.state.requests["kv"]
+        return sum(kv[r] == KvPlace.MOVING_OUT for r in self.pool.owned(g, OUTGOING))
+
     def kv_out(self, g: int, n: int) -> None:
         was = self.pool.stage(g)
-        self.pool.apply(EventKind.KV_OUT_DONE, instance=g, n=min(n, self.pool.size(g, OUTGOING)))
+        self.pool.apply(EventKind.KV_OUT_DONE, instance=g, n=min(n, self.leaving(g)))
         self.pool.drain()
         if self.pool.stage(g) != was:
             self.plan(g)
@@ -223,7 +231,7 @@ class Machine(RuleBasedStateMachine):
                     open_to.append(partial(self.report, g, move.n, move.seconds, move.ends))
                 if self.overlapped(g):
                     open_to.append(partial(self.kv_in, g, move.n))
-                if self.pool.size(g, OUTGOING):
+                if self.leaving(g):
                     open_to.append(partial(self.kv_out, g, move.n))
             open_to += [partial(self.weights_ready, g) for g in self.loads()]
             open_to[move.what % len(open_to)]()
@@ -315,7 +323,7 @@ class Machine(RuleBasedStateMachine):
                 self.instance_fails_or_returns(g, True)
             elif self.due(g) is not None:
                 self.report(g, 9, 0.01, -1)
-            elif self.pool.size(g, OUTGOING):
+            elif self.leaving(g):
                 self.kv_out(g, 99)
             elif g in self.loads():
                 self.weights_ready(g)
