@@ -461,7 +461,8 @@ def _instance_failed(state: State, g: int) -> int:
             continue
         in_turn = is_held and req.phase == RequestPhase.RUNNING
         is_outgoing = req.list == lists.instance_list(state, g, lists.OUTGOING)
-        if in_turn or is_outgoing or req.list == lists.routing_list(state):
+        is_moving = req.kv == KvPlace.MOVING_OUT
+        if in_turn or is_outgoing or is_moving or req.list == lists.routing_list(state):
             if is_outgoing and req.kv == KvPlace.DEVICE:
                 dequeue(state, g, r)
             lists.remove(state, r)

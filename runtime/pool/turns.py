@@ -101,9 +101,10 @@ def send_out(state: State, g: int, r: int) -> None:
 
 @inner
 def dequeue(state: State, g: int, r: int) -> None:
-    """r no longer waits in g's outgoing list, where it stays, for room on the host."""
+    """r no longer waits for room on the host; whoever waits behind it may fit now."""
     state.instances[g].queued_bytes -= kv_bytes(state, r)
     state.pool[0].queued -= 1
+    state.pool[0].host_freed = 1
 
 
 @inner
