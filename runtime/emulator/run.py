@@ -39,6 +39,7 @@ class Run:
     events: int
     refused: int
     recomputed: int
+    network_bytes: int
     placement: tuple[tuple[int, int], ...] = ()
 
 
@@ -146,5 +147,6 @@ def run(
         events=int(control["events"]),
         refused=int(control["refused"]),
         recomputed=int(final["recomputed"]),
+        network_bytes=int(final["network_bytes"]),
         placement=placement,
     )

@@ -217,6 +217,7 @@ POOL = np.dtype(
         ("priorities", "i8"),
         ("token_preempt", "i8"),
         ("kv_survives_switch", "i8"),
+        ("network_bytes", "i8"),  # KV that came from the host of another node
         ("recomputed", "i8"),  # KV dropped: no host memory, or lost in a switch
         ("shed", "i8"),
     ],

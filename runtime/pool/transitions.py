@@ -28,6 +28,7 @@ from runtime.pool.memory import (
     drop_host_kv,
     growth_bytes,
     kv_bytes,
+    moved_bytes,
     release_kv,
 )
 from runtime.pool.occupancy import vacate
@@ -232,6 +233,8 @@ def _kv_in_done(state: State, g: int, n: int) -> int:
     while r >= 0 and state.requests[r].kv == KvPlace.DEVICE:
         r = state.requests[r].next
     for _ in range(n):
+        if state.requests[r].node != inst.node:
+            state.pool[0].network_bytes += moved_bytes(state, r)
         drop_host_kv(state, r)
         state.requests[r].kv = KvPlace.DEVICE
         r = state.requests[r].next

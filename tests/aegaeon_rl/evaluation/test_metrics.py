@@ -66,6 +66,7 @@ def run_of(results_of: Any, pool: PoolSpec) -> Any:
             events=0,
             refused=3,
             recomputed=4,
+            network_bytes=0,
         )
 
     return make

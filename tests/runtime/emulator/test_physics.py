@@ -272,7 +272,9 @@ def test_kv_of_another_node_crosses_the_network(
     trace = trace_of((0.0, 0, 130, 9), (0.5, 1, 10, 400))
     # instance 1 idles at the arrival and when the weights are ready, and takes model 0 at last
     policy = script([(0, 0.05), None, None, (1, 60.0), (0, 1.0)])
-    events = timeline(play(trace, flat_pool(nodes=2), policy).journal)
+    result = play(trace, flat_pool(nodes=2), policy)
+    assert result.network_bytes == 136_000_000
+    events = timeline(result.journal)
     out = when(events, "KV_OUT_DONE")[0]
     assert [e for e in events if e[0] in ("SWITCHED", "KV_IN_DONE") and e[2] == 1] == [
         ("SWITCHED", out + NS, 1),
