@@ -1,15 +1,26 @@
 """The emulator and the plain-Python reference agree: questions, journal, and every token's time."""
 
-from dataclasses import replace
 from itertools import pairwise
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from reference.emulator import Emulator
+from reference.nouns import (
+    Answer,
+    Candidate,
+    Cost,
+    Outside,
+    Question,
+    Request,
+    Row,
+    Slo,
+    StuckError,
+)
+from reference.physics import hashed
+from reference.scenarios import Scenario, scenarios
 from runtime.catalog import assign_checkpoints
 from runtime.core import (
     FOREVER_NS,
@@ -17,13 +28,8 @@ from runtime.core import (
     NS,
     Command,
     DecisionKind,
-    Dispatch,
     EventKind,
-    ModelSlo,
-    Phases,
     PoolSpec,
-    PrefetchMode,
-    SloSpec,
 )
 from runtime.emulator.loop import Signal, advance, answer
 from runtime.emulator.profile import load_profile
@@ -33,176 +39,45 @@ from runtime.emulator.tables import Sim, arrivals_of
 from runtime.pool.candidates import can_idle, can_route, fill_rows
 from runtime.pool.state import State, Table
 from runtime.pool.transitions import Outcome, apply, release
-from traces import Trace, TraceKind
+from traces import Trace
 
 EXAMPLES, LONG_EXAMPLES = 400, 6000
-GB = 1_000_000_000
-SMALL = ("Qwen3-0.6B", "Qwen2.5-7B", "Llama-2-13B", "Qwen3-1.7B")
-ARTIFACT = ("sosp25/Qwen2.5-7B", "sosp25/Yi-1.5-9B", "sosp25/Llama-2-13B")
-PAIRED = ("Qwen3-32B", "Mixtral-8x7B")  # instances of two GPUs; the latter with a decode table
-RULES = ("oldest", "erratic", "round_robin")
-
-
-class Scenario(NamedTuple):
-    trace: Trace
-    pool: PoolSpec
-    slo: SloSpec
-    horizon_s: float | None
-    script: tuple[tuple[float, EventKind, int], ...]
-    rule: str
-    seed: int
-
-
-@st.composite
-def traces(draw: st.DrawFn) -> Trace:
-    """A few models and requests; arrivals often coincide, with each other and with round times."""
-    models = draw(st.integers(1, 5))
-    gaps = st.sampled_from([0.0, 0.0, 0.05]) | st.floats(0.0, draw(st.sampled_from([0.05, 0.6])))
-    longest = draw(st.sampled_from([40, 600, 3000]))
-    most = draw(st.sampled_from([40, 40, 4, 1]))
-    request = st.tuples(
-        gaps, st.integers(0, models - 1), st.integers(1, longest), st.integers(1, most)
-    )
-    least = draw(one_of(18, 10, 4, 1))
-    rows = draw(st.lists(request, min_size=least, max_size=least + 4))
-    ranks = draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
-    gap, model, prompt, output = zip(*rows, strict=True)
-    return Trace(
-        name="random",
-        kind=TraceKind.SYNTHETIC,
-        models=tuple(f"m{i}" for i in range(models)),
-        model=np.array(model, np.int32),
-        arrival_s=np.cumsum(gap),
-        prompt_tokens=np.array(prompt, np.int32),
-        output_tokens=np.array(output, np.int32),
-        priority=np.array(ranks, np.int8),
-    )
-
-
-def one_of(*values: Any) -> st.SearchStrategy[Any]:
-    return st.sampled_from(values)
-
-
-@st.composite
-def pools(draw: st.DrawFn) -> PoolSpec:
-    """Every rule of a pool is drawn; device and host hold from a part of a request to many."""
-    kind = draw(one_of("small", "artifact", "paired"))
-    names = {"small": SMALL, "artifact": ARTIFACT, "paired": PAIRED}[kind]
-    profile = {"small": one_of("h100", "h200", "a100"), "artifact": one_of("h100_sosp25")}
-    slots, is_reserved = draw(one_of(2, 1, 3)), draw(st.booleans())
-    tp, largest = (2, 47 * GB) if kind == "paired" else (1, 26_100_000_000)
-    held = (slots if is_reserved else 1) * largest
-    nodes, per_node = draw(one_of((1, 1), (1, 2), (2, 1), (2, 2)))
-    return PoolSpec(
-        name="random",
-        profile=draw(profile.get(kind, one_of("h100", "h200", "h20"))),
-        checkpoints=tuple(draw(st.lists(one_of(*names), min_size=1, max_size=3))),
-        nodes=nodes,
-        instances_per_node=per_node,
-        tp=tp,
-        roles=draw(roles(nodes * per_node)),
-        vram_bytes=held + draw(one_of(30, 4, 2, 1)) * GB,
-        kv_fraction=draw(one_of(0.9, 0.5)),
-        weight_slots=slots,
-        slots_reserved=is_reserved,
-        h2d_bytes_s=draw(one_of(50e9, 16e9)),
-        d2h_bytes_s=draw(one_of(50e9, 2e9)),
-        kv_out_free=draw(st.booleans()),
-        kv_reload_every_turn=draw(st.booleans()),
-        kv_stays=draw(st.booleans()),
-        kv_move_token_bytes=draw(one_of(0, 500_000)),
-        block_tokens=draw(one_of(16, 1)),
-        lookahead_tokens=draw(one_of(64, 8, 0)),
-        prefill_budget_tokens=draw(one_of(0, 512, 4096)),
-        prefill_chunk_tokens=draw(one_of(0, 0, 512, 64)),
-        host_weight_bytes=draw(one_of(1500, 100, 60, 30)) * GB,
-        host_kv_bytes=draw(one_of(256 * GB, 4 * GB, GB, 1_000_000)),
-        disk_bytes_s=draw(one_of(6e9, 30e9)),
-        network_bytes_s=draw(one_of(25e9, 1e9, 0.0)),
-        token_preempt=draw(one_of(True, True, False)),
-        kv_survives_switch=draw(st.booleans()),
-        command_s=draw(one_of(0.0, 0.003)),
-        turn_overhead_s=draw(one_of(0.0, 0.004)),
-        step_overhead_s=draw(one_of(0.0, 0.0007)),
-        step_quantum_s=draw(one_of(0.0, 0.001)),
-        max_wait_s=draw(one_of(0.0, 1.0)),
-        priorities=draw(st.booleans()),
-        ttft_timeout_s=draw(one_of(0.0, 0.0, 0.5, 3.0)),
-        max_queue=draw(one_of(0, 0, 0, 4)),
-        mtbf_s=draw(one_of(0.0, 0.0, 0.0, 1.0)),
-        mttr_s=0.2,
-        cancel_after_s=draw(one_of(0.0, 0.0, 0.0, 2.0)),
-        noise=draw(one_of(0.0, 0.1, 1.0)),
-        seed=draw(st.integers(0, 2**62)),
-    )
-
-
-def roles(instances: int) -> st.SearchStrategy[tuple[Phases, ...]]:
-    if instances == 1:
-        return st.just(())
-    rest = st.lists(st.sampled_from(Phases), min_size=instances - 2, max_size=instances - 2)
-    return one_of((), ()) | rest.map(lambda r: (Phases.PREFILL, Phases.DECODE, *r))
-
-
-@st.composite
-def scenarios(draw: st.DrawFn) -> Scenario:
-    trace, pool, rule = draw(traces()), draw(pools()), draw(one_of(*RULES))
-    dispatch = Dispatch.PUSH if rule == "round_robin" else draw(one_of(*Dispatch))
-    mode = draw(one_of(PrefetchMode.CAUSAL, PrefetchMode.CAUSAL, *PrefetchMode))
-    times = one_of(0.0, 0.5) | st.floats(0.0, trace.span_s + 1.0)
-    cancels = st.tuples(times, st.just(EventKind.CANCEL), st.integers(0, trace.requests - 1))
-    machines = st.integers(0, pool.instances - 1)
-    fails = st.tuples(times, one_of(EventKind.INSTANCE_FAILED), machines)
-    script = draw(st.lists(cancels | fails, max_size=draw(one_of(0, 4))))
-    end = [(trace.span_s + 9, EventKind.INSTANCE_JOINED, g) for g in range(pool.instances)]
-    own = ModelSlo(ttft_s=draw(one_of(0.2, 2.0)), tbt_s=draw(one_of(0.01, 0.3)))
-    slo = SloSpec(ttft_s=draw(one_of(10.0, 0.5)), tbt_s=draw(one_of(0.1, 0.02)))
-    return Scenario(
-        trace=trace,
-        pool=replace(pool, dispatch=dispatch, prefetch=mode),
-        slo=replace(slo, models={"m0": own}) if draw(st.booleans()) else slo,
-        horizon_s=draw(st.none() | st.none() | st.floats(0.1, 3.0)),
-        script=(*script, *end),
-        rule=rule,
-        seed=draw(st.integers(0, 1 << 30)),
-    )
 
 
 class Rules:
     """Answers by rule: a pure function of the question and its number."""
 
-    def __init__(self, reference: ModuleType, name: str, seed: int) -> None:
-        self.reference, self.name, self.seed = reference, name, seed
+    def __init__(self, name: str, seed: int) -> None:
+        self.name, self.seed = name, seed
 
-    def __call__(self, question: Any, number: int) -> Any:
-        make = self.reference.Answer
+    def __call__(self, question: Question, number: int) -> Answer:
         if question.kind == DecisionKind.ROUTE:
-            return make(EventKind.ROUTE, instance=self._route(question, number))
+            return Answer(EventKind.ROUTE, instance=self._route(question, number))
         if self.name == "erratic":
             return self._erratic(question, number)
         model = min((c.oldest_ns, c.model) for c in question.candidates)[1]
         if question.kind == DecisionKind.PREFETCH:
-            return make(EventKind.PREFETCH, model)
-        return make(EventKind.TURN, model, quota_ns=200_000_000)
+            return Answer(EventKind.PREFETCH, model)
+        return Answer(EventKind.TURN, model, quota_ns=200_000_000)
 
-    def _route(self, question: Any, number: int) -> int:
+    def _route(self, question: Question, number: int) -> int:
         if self.name == "erratic" and self._draw(number, 9) == 0:
             return NONE
         return int(question.routes[number % len(question.routes)])
 
     def _draw(self, number: int, n: int, stream: int = 0) -> int:
-        return int(self.reference.hashed(self.seed, number, stream) % n)
+        return int(hashed(self.seed, number, stream) % n)
 
-    def _erratic(self, question: Any, number: int) -> Any:
+    def _erratic(self, question: Question, number: int) -> Answer:
         """At random, at times what is not possible."""
-        make, models = self.reference.Answer, [c.model for c in question.candidates]
+        models = [c.model for c in question.candidates]
         chance, model = self._draw(number, 20), models[self._draw(number, len(models), 1)]
         if question.kind == DecisionKind.PREFETCH:
-            return make(EventKind.PREFETCH, NONE if chance < 4 else model)
+            return Answer(EventKind.PREFETCH, NONE if chance < 4 else model)
         if chance < 2 and question.can_idle:
-            return make(EventKind.IDLE)
+            return Answer(EventKind.IDLE)
         quotas, phases = (1, 10_000_000, 100_000_000, FOREVER_NS), (1, 2, 3, 3, 3, 3)
-        return make(
+        return Answer(
             EventKind.TURN,
             0 if chance == 2 else model,
             quota_ns=quotas[self._draw(number, 4, 2)],
@@ -216,9 +91,9 @@ class Follow:
 
     name = "follow"
 
-    def __init__(self, reference: ModuleType, rule: Rules) -> None:
-        self.reference, self.rule = reference, rule
-        self.questions: list[Any] = []
+    def __init__(self, rule: Rules) -> None:
+        self.rule = rule
+        self.questions: list[Question] = []
 
     def configure(self, pool: PoolSpec) -> PoolSpec:
         return pool
@@ -246,13 +121,13 @@ class Follow:
             count, _ = fill_rows(state, kind, index, rows)
             models = sorted(rows[:count].tolist())
         is_open = (requests["list"] >= 0) & (requests["list"] < 2 * len(state.models))
-        candidate, is_route = self.reference.Candidate, kind == DecisionKind.ROUTE
-        return self.reference.Question(
+        is_route = kind == DecisionKind.ROUTE
+        return Question(
             time_ns=int(state.pool["now_ns"][0]),
             kind=kind,
             index=int(requests["id"][index]) if is_route else index,
             candidates=tuple(
-                candidate(m, int(requests["arrival_ns"][is_open & (requests["model"] == m)].min()))
+                Candidate(m, int(requests["arrival_ns"][is_open & (requests["model"] == m)].min()))
                 for m in models
             ),
             routes=tuple(g for g in instances if is_route and can_route(state, index, g)),
@@ -290,45 +165,45 @@ def emulate(scenario: Scenario, policy: Follow) -> tuple[Sim, bool]:
     return sim, False
 
 
-def refer(reference: ModuleType, scenario: Scenario, rule: Rules) -> tuple[Any, bool]:
+def refer(scenario: Scenario, rule: Rules) -> tuple[Any, bool]:
     """The reference; did it get stuck?"""
     trace, pool, slo = scenario.trace, scenario.pool, scenario.slo
     models = assign_checkpoints(trace.models, pool.checkpoints)
     slos = [slo.of(name) for name in trace.models]
     costs = load_profile(pool.profile).table(models, pool.tp)[0]
     script = outside(pool, arrivals_of(trace), script_of(scenario.script))
-    emulator = reference.Emulator(
+    emulator = Emulator(
         pool,
         models,
-        tuple(cost_of(reference, cost) for cost in costs),
-        tuple(reference.Slo(round(s.ttft_s * NS), round(s.tbt_s * NS)) for s in slos),
-        requests_of(reference, trace, pool),
+        tuple(cost_of(cost) for cost in costs),
+        tuple(Slo(round(s.ttft_s * NS), round(s.tbt_s * NS)) for s in slos),
+        requests_of(trace, pool),
         rule,
         outside=tuple(
-            reference.Outside(int(e["time_ns"]), int(e["kind"]), int(max(e["id"], e["instance"])))
+            Outside(int(e["time_ns"]), int(e["kind"]), int(max(e["id"], e["instance"])))
             for e in script
         ),
         horizon_ns=FOREVER_NS if scenario.horizon_s is None else round(scenario.horizon_s * NS),
     )
     try:
         emulator.run()
-    except reference.StuckError:
+    except StuckError:
         return emulator, True
     return emulator, False
 
 
-def cost_of(reference: ModuleType, cost: Any) -> Any:
+def cost_of(cost: Any) -> Any:
     n = int(cost["knots"])
     names = ("prefill_s", "prefill_token_s", "prefill_token2_s")
     names += ("decode_s", "decode_context_s", "decode_batch_s")
     table = zip(cost["knot_batch"][:n].tolist(), cost["knot_s"][:n].tolist(), strict=True)
-    return reference.Cost(*(float(cost[name]) for name in names), tuple(table))
+    return Cost(*(float(cost[name]) for name in names), tuple(table))
 
 
-def requests_of(reference: ModuleType, trace: Trace, pool: PoolSpec) -> list[Any]:
+def requests_of(trace: Trace, pool: PoolSpec) -> list[Any]:
     ranks = [0] * trace.requests if trace.priority is None else trace.priority.tolist()
     return [
-        reference.Request(
+        Request(
             id=i,
             model=int(trace.model[i]),
             arrival_ns=round(float(trace.arrival_s[i]) * NS),
@@ -340,14 +215,14 @@ def requests_of(reference: ModuleType, trace: Trace, pool: PoolSpec) -> list[Any
     ]
 
 
-def rows_of(reference: ModuleType, journal: Table) -> list[Any]:
+def rows_of(journal: Table) -> list[Any]:
     """The emulator's journal as the reference writes it."""
     rows = []
     for event in journal:
         kind = int(event["kind"])
         is_turn = kind == EventKind.TURN
         rows.append(
-            reference.Row(
+            Row(
                 time_ns=int(event["time_ns"]),
                 kind=kind,
                 instance=int(event["instance"]) if kind != EventKind.FINISHED else NONE,
@@ -398,14 +273,14 @@ def first_difference(name: str, expected: list[Any], found: list[Any]) -> str:
     return ""
 
 
-def compare(reference: ModuleType, scenario: Scenario) -> Any:
+def compare(scenario: Scenario) -> Any:
     """Both run the scenario; all they did and every token's time is the same."""
-    rule = Rules(reference, scenario.rule, scenario.seed)
-    policy = Follow(reference, rule)
+    rule = Rules(scenario.rule, scenario.seed)
+    policy = Follow(rule)
     sim, is_stuck = emulate(scenario, policy)
-    slow, was_stuck = refer(reference, scenario, rule)
+    slow, was_stuck = refer(scenario, rule)
     journal = sim.journal[: sim.control["journal_rows"][0]]
-    assert not first_difference("journal", slow.journal, rows_of(reference, journal))
+    assert not first_difference("journal", slow.journal, rows_of(journal))
     assert not first_difference("question", slow.questions, policy.questions)
     assert is_stuck == was_stuck
     assert int(sim.control["refused"][0]) == slow.refused
@@ -443,16 +318,12 @@ def compare_results(scenario: Scenario, slow: Any, results: Table) -> None:
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(scenario=scenarios())
-def test_emulator_agrees_with_the_reference_token_by_token(
-    reference: ModuleType, scenario: Scenario
-) -> None:
-    compare(reference, scenario)
+def test_emulator_agrees_with_the_reference_token_by_token(scenario: Scenario) -> None:
+    compare(scenario)
 
 
 @pytest.mark.long
 @settings(max_examples=LONG_EXAMPLES, deadline=None)
 @given(scenario=scenarios())
-def test_emulator_agrees_with_the_reference_on_thousands_of_scenarios(
-    reference: ModuleType, scenario: Scenario
-) -> None:
-    compare(reference, scenario)
+def test_emulator_agrees_with_the_reference_on_thousands_of_scenarios(scenario: Scenario) -> None:
+    compare(scenario)

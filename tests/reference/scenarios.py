@@ -1,0 +1,141 @@
+"""Random scenarios with all physics on, as hypothesis strategies."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from runtime.core import Dispatch, EventKind, ModelSlo, Phases, PoolSpec, PrefetchMode, SloSpec
+from traces import Trace, TraceKind
+
+GB = 1_000_000_000
+SMALL = ("Qwen3-0.6B", "Qwen2.5-7B", "Llama-2-13B", "Qwen3-1.7B")
+ARTIFACT = ("sosp25/Qwen2.5-7B", "sosp25/Yi-1.5-9B", "sosp25/Llama-2-13B")
+PAIRED = ("Qwen3-32B", "Mixtral-8x7B")  # instances of two GPUs; the latter with a decode table
+RULES = ("oldest", "erratic", "round_robin")
+
+
+class Scenario(NamedTuple):
+    trace: Trace
+    pool: PoolSpec
+    slo: SloSpec
+    horizon_s: float | None
+    script: tuple[tuple[float, EventKind, int], ...]
+    rule: str
+    seed: int
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> Trace:
+    """A few models and requests; arrivals often coincide, with each other and with round times."""
+    models = draw(st.integers(1, 5))
+    gaps = st.sampled_from([0.0, 0.0, 0.05]) | st.floats(0.0, draw(st.sampled_from([0.05, 0.6])))
+    longest = draw(st.sampled_from([40, 600, 3000]))
+    most = draw(st.sampled_from([40, 40, 4, 1]))
+    request = st.tuples(
+        gaps, st.integers(0, models - 1), st.integers(1, longest), st.integers(1, most)
+    )
+    least = draw(one_of(18, 10, 4, 1))
+    rows = draw(st.lists(request, min_size=least, max_size=least + 4))
+    ranks = draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
+    gap, model, prompt, output = zip(*rows, strict=True)
+    return Trace(
+        name="random",
+        kind=TraceKind.SYNTHETIC,
+        models=tuple(f"m{i}" for i in range(models)),
+        model=np.array(model, np.int32),
+        arrival_s=np.cumsum(gap),
+        prompt_tokens=np.array(prompt, np.int32),
+        output_tokens=np.array(output, np.int32),
+        priority=np.array(ranks, np.int8),
+    )
+
+
+def one_of(*values: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from(values)
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> PoolSpec:
+    """Every rule of a pool is drawn; device and host hold from a part of a request to many."""
+    kind = draw(one_of("small", "artifact", "paired"))
+    names = {"small": SMALL, "artifact": ARTIFACT, "paired": PAIRED}[kind]
+    profile = {"small": one_of("h100", "h200", "a100"), "artifact": one_of("h100_sosp25")}
+    slots, is_reserved = draw(one_of(2, 1, 3)), draw(st.booleans())
+    tp, largest = (2, 47 * GB) if kind == "paired" else (1, 26_100_000_000)
+    held = (slots if is_reserved else 1) * largest
+    nodes, per_node = draw(one_of((1, 1), (1, 2), (2, 1), (2, 2)))
+    return PoolSpec(
+        name="random",
+        profile=draw(profile.get(kind, one_of("h100", "h200", "h20"))),
+        checkpoints=tuple(draw(st.lists(one_of(*names), min_size=1, max_size=3))),
+        nodes=nodes,
+        instances_per_node=per_node,
+        tp=tp,
+        roles=draw(roles(nodes * per_node)),
+        vram_bytes=held + draw(one_of(30, 4, 2, 1)) * GB,
+        kv_fraction=draw(one_of(0.9, 0.5)),
+        weight_slots=slots,
+        slots_reserved=is_reserved,
+        h2d_bytes_s=draw(one_of(50e9, 16e9)),
+        d2h_bytes_s=draw(one_of(50e9, 2e9)),
+        kv_out_free=draw(st.booleans()),
+        kv_reload_every_turn=draw(st.booleans()),
+        kv_stays=draw(st.booleans()),
+        kv_move_token_bytes=draw(one_of(0, 500_000)),
+        block_tokens=draw(one_of(16, 1)),
+        lookahead_tokens=draw(one_of(64, 8, 0)),
+        prefill_budget_tokens=draw(one_of(0, 512, 4096)),
+        prefill_chunk_tokens=draw(one_of(0, 0, 512, 64)),
+        host_weight_bytes=draw(one_of(1500, 100, 60, 30)) * GB,
+        host_kv_bytes=draw(one_of(256 * GB, 4 * GB, GB, 1_000_000)),
+        disk_bytes_s=draw(one_of(6e9, 30e9)),
+        network_bytes_s=draw(one_of(25e9, 1e9, 0.0)),
+        token_preempt=draw(one_of(True, True, False)),
+        kv_survives_switch=draw(st.booleans()),
+        command_s=draw(one_of(0.0, 0.003)),
+        turn_overhead_s=draw(one_of(0.0, 0.004)),
+        step_overhead_s=draw(one_of(0.0, 0.0007)),
+        step_quantum_s=draw(one_of(0.0, 0.001)),
+        max_wait_s=draw(one_of(0.0, 1.0)),
+        priorities=draw(st.booleans()),
+        ttft_timeout_s=draw(one_of(0.0, 0.0, 0.5, 3.0)),
+        max_queue=draw(one_of(0, 0, 0, 4)),
+        mtbf_s=draw(one_of(0.0, 0.0, 0.0, 1.0)),
+        mttr_s=0.2,
+        cancel_after_s=draw(one_of(0.0, 0.0, 0.0, 2.0)),
+        noise=draw(one_of(0.0, 0.1, 1.0)),
+        seed=draw(st.integers(0, 2**62)),
+    )
+
+
+def roles(instances: int) -> st.SearchStrategy[tuple[Phases, ...]]:
+    if instances == 1:
+        return st.just(())
+    rest = st.lists(st.sampled_from(Phases), min_size=instances - 2, max_size=instances - 2)
+    return one_of((), ()) | rest.map(lambda r: (Phases.PREFILL, Phases.DECODE, *r))
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    trace, pool, rule = draw(traces()), draw(pools()), draw(one_of(*RULES))
+    dispatch = Dispatch.PUSH if rule == "round_robin" else draw(one_of(*Dispatch))
+    mode = draw(one_of(PrefetchMode.CAUSAL, PrefetchMode.CAUSAL, *PrefetchMode))
+    times = one_of(0.0, 0.5) | st.floats(0.0, trace.span_s + 1.0)
+    cancels = st.tuples(times, st.just(EventKind.CANCEL), st.integers(0, trace.requests - 1))
+    machines = st.integers(0, pool.instances - 1)
+    fails = st.tuples(times, one_of(EventKind.INSTANCE_FAILED), machines)
+    script = draw(st.lists(cancels | fails, max_size=draw(one_of(0, 4))))
+    end = [(trace.span_s + 9, EventKind.INSTANCE_JOINED, g) for g in range(pool.instances)]
+    own = ModelSlo(ttft_s=draw(one_of(0.2, 2.0)), tbt_s=draw(one_of(0.01, 0.3)))
+    slo = SloSpec(ttft_s=draw(one_of(10.0, 0.5)), tbt_s=draw(one_of(0.1, 0.02)))
+    return Scenario(
+        trace=trace,
+        pool=replace(pool, dispatch=dispatch, prefetch=mode),
+        slo=replace(slo, models={"m0": own}) if draw(st.booleans()) else slo,
+        horizon_s=draw(st.none() | st.none() | st.floats(0.1, 3.0)),
+        script=(*script, *end),
+        rule=rule,
+        seed=draw(st.integers(0, 1 << 30)),
+    )
