@@ -57,7 +57,9 @@ class Decisions(Pool):
         if s != NONE and s == inst.active:
             return False
         is_kept = s != NONE and inst.slots[s].is_ahead
-        return is_kept or self._wants_prefetch(m)
+        if not is_kept and not self._wants_prefetch(m):
+            return False
+        return s != NONE or self._fits_beside_active(inst, m)
 
     def _wants_prefetch(self, m: int) -> bool:
         """Has it more open requests than instances that hold it ahead of need?"""
@@ -75,7 +77,7 @@ class Decisions(Pool):
     def _can_idle(self, inst: Instance) -> bool:
         if self._starving_model(inst) != NONE:
             return False
-        return any(i.is_in_turn or i.outgoing or i.loading != NONE for i in self.instances)
+        return any(i.is_in_turn or self._is_leaving(i) or i.loading != NONE for i in self.instances)
 
     def _question(self) -> Question | None:
         """Routes first, then turns, then prefetches."""
@@ -108,7 +110,7 @@ class Decisions(Pool):
         """Without a candidate it waits for the next arrival."""
         if inst.loading != NONE or inst.seen_arrivals == self.come:
             return False
-        has_slot = self._oldest_slot(inst, may_be_ahead=True) != NONE
+        has_slot = self._prefetch_slot(inst) != NONE
         if has_slot and self._prefetch_candidates(inst):
             return True
         inst.seen_arrivals = self.come

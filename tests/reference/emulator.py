@@ -10,7 +10,6 @@ changes, or a request waits to join. What a failure or the horizon cuts off was 
 Not covered: features, gap histogram, qos, placements made before the start.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +22,6 @@ from reference.nouns import (
     Question,
     Request,
     Row,
-    Slot,
     StuckError,
     Where,
     Work,
@@ -69,11 +67,14 @@ class Emulator(Decisions):
 
     def _pending(self) -> Iterator[tuple[int, int, int]]:
         for inst in self.instances:
-            if inst.group:
-                yield inst.group_end_ns, EventKind.KV_OUT_DONE, inst.index
-            if inst.load_since_ns != NONE:
-                end_ns = inst.load_since_ns + inst.load_left_ns
-                yield end_ns, EventKind.WEIGHTS_READY, inst.index
+            if inst.kv_out is not None:
+                end_ns = self._end_ns(inst.kv_out, self._out_flows(inst))
+                yield end_ns, EventKind.KV_OUT_DONE, inst.index
+            comes_in = self._way_in(inst)
+            if comes_in is not None:
+                is_kv = inst.kv_in is not None
+                kind = EventKind.KV_IN_DONE if is_kv else EventKind.WEIGHTS_READY
+                yield self._end_ns(comes_in, self._in_flows(inst)), kind, inst.index
             if inst.work is not None:
                 yield inst.work.end_ns, inst.work.kind, inst.index
         has_more = self.come < len(self.requests)
@@ -112,9 +113,9 @@ class Emulator(Decisions):
 
     def _close_event(self) -> None:
         """What follows from an event: idle links take what is queued; nothing waits of no model."""
+        self._let_out()
         for inst in self.instances:
-            if inst.outgoing and not inst.group:
-                self._start_group(inst)
+            self._start_group(inst)
         for m in range(len(self.models)):
             if not self._open(m):
                 self.waiting_since[m] = None
@@ -133,41 +134,47 @@ class Emulator(Decisions):
             self._offer(r, RequestPhase.WAITING)
             self._try_join(r)
 
-    def _start_group(self, inst: Instance) -> None:
-        moved = sum(self._moved_bytes(r) for r in inst.outgoing)
-        seconds = moved / (self.spec.tp * self.spec.d2h_bytes_s)
-        took_ns = 0 if self.spec.kv_out_free else math.ceil(seconds * 1e9)
-        inst.group, inst.group_end_ns = len(inst.outgoing), self.now_ns + took_ns
-
     def _moved_out(self, inst: Instance) -> None:
-        self._note(EventKind.KV_OUT_DONE, instance=inst.index, n=inst.group)
-        moved, inst.group = inst.outgoing[: inst.group], 0
-        for r in moved:
-            inst.outgoing.remove(r)
+        assert inst.kv_out is not None
+        n, inst.kv_out = inst.kv_out.n, None
+        self._note(EventKind.KV_OUT_DONE, instance=inst.index, n=n)
+        for r in inst.outgoing[:n]:
+            self._take_out(inst, r)
             r.kv, r.instance = KvPlace.HOST, NONE
             self._offer(r, RequestPhase.READY)
             self._try_join(r)
-        if not inst.outgoing:
+        if not self._is_leaving(inst):
             inst.waits_for_room = False
         if inst.stage == Stage.BLOCKED:
             self._settle(inst)
         self.wakes += 1
 
     def _moved_in(self, inst: Instance) -> None:
-        assert inst.work is not None
-        self._note(EventKind.KV_IN_DONE, instance=inst.index, n=inst.work.n)
-        for r in inst.incoming[: inst.work.n]:
+        """They join the batch at the next step boundary."""
+        assert inst.kv_in is not None
+        n = inst.kv_in.n
+        self._note(EventKind.KV_IN_DONE, instance=inst.index, n=n)
+        for r in [r for r in inst.incoming if r.kv == KvPlace.MOVING_IN][:n]:
+            r.kv = KvPlace.DEVICE
+        self._end_kv_in(inst)
+        if inst.stage == Stage.KV_IN:
+            self._welcome(inst)
+            self._drop_cancelled(inst)
+            self._settle(inst)
+        else:
+            self._break_run(inst)
+
+    def _welcome(self, inst: Instance) -> None:
+        for r in [r for r in inst.incoming if r.kv == KvPlace.DEVICE]:
             inst.incoming.remove(r)
             inst.batch.append(r)
-            r.kv = KvPlace.DEVICE
-        self._drop_cancelled(inst)
-        self._settle(inst)
 
     def _loaded(self, inst: Instance) -> None:
         self._note(EventKind.WEIGHTS_READY, instance=inst.index)
         slot = inst.slots[inst.loading]
-        slot.is_ready, slot.ready_ns = True, self.now_ns
-        inst.loading = inst.load_since_ns = NONE
+        slot.is_ready, slot.ready_ns, slot.used_ns = True, self.now_ns, self.now_ns
+        inst.loading = NONE
+        self._end_load(inst)
         self._cache(self.nodes[inst.node], slot.model)
         if inst.stage == Stage.COMMANDED and inst.slots[inst.active].is_ready:
             self._begin_work(inst)
@@ -176,8 +183,8 @@ class Emulator(Decisions):
     def _begin_turn(self, inst: Instance, answer: Answer) -> None:
         m, spec = answer.model, self.spec
         inst.is_switching = inst.model != m
-        if inst.is_switching and inst.model != NONE and not spec.kv_stays:
-            self._evict(inst, inst.model, is_lost=not spec.kv_survives_switch)
+        if inst.is_switching and inst.model != NONE:
+            self._leave(inst)
         inst.model, inst.stage, inst.wants_prefetch = m, Stage.COMMANDED, False
         inst.phases, inst.tag, inst.joins = answer.phases & inst.role, answer.tag, answer.joins
         inst.quota_ns = answer.quota_ns if spec.token_preempt else ENDLESS_NS
@@ -185,8 +192,9 @@ class Emulator(Decisions):
         inst.waits_for_room = True  # until it is known that what it takes fits
         room = self._room(inst, m, answer.tag)
         self._take(inst, m, answer.tag, room)
-        taken = sum(self._claim_bytes(r) for r in inst.incoming + inst.prefill)
-        if self._used(inst) - self._leaving(inst) + taken > self._capacity(m):
+        taken = self._taken(inst)
+        held = self._used(inst) - self._leaving(inst) + taken
+        if held + self._growth(inst.batch + inst.incoming, 1) > self._capacity(m):
             self._evict(inst, m, is_lost=False)
         inst.waits_for_room = taken > 0 and self._used(inst) + taken > self._capacity(m)
         self.waiting_since[m] = self.now_ns
@@ -217,21 +225,21 @@ class Emulator(Decisions):
                     r.tokens.pop()
 
     def _settle(self, inst: Instance) -> None:
-        """What the turn does next, at a token boundary; KV has the link before a load."""
-        inst.stage = self._next_stage(inst)
-        if inst.loading != NONE:
-            if inst.stage == Stage.KV_IN and inst.load_since_ns != NONE:
-                spent_ns = self.now_ns - inst.load_since_ns
-                inst.load_left_ns = max(0, inst.load_left_ns - spent_ns)
-                inst.load_since_ns = NONE
-            elif inst.stage != Stage.KV_IN and inst.load_since_ns == NONE:
-                inst.load_since_ns = self.now_ns
+        self._choose_stage(inst)
         self._begin_work(inst)
+
+    def _choose_stage(self, inst: Instance) -> None:
+        """What the turn does next, at a token boundary; what came to join begins to move in."""
+        inst.stage = self._next_stage(inst)
+        works = inst.stage in (Stage.PREFILL, Stage.DECODE)
+        if inst.stage == Stage.KV_IN or (works and self.spec.kv_in_overlaps):
+            if inst.kv_in is None and inst.incoming:
+                self._begin_kv_in(inst)
 
     def _next_stage(self, inst: Instance) -> Stage:
         if inst.waits_for_room:
             return Stage.BLOCKED
-        if inst.incoming:
+        if inst.incoming and not self.spec.kv_in_overlaps:
             return Stage.KV_IN
         may_decode = bool(inst.batch) and inst.decoded_ns < inst.quota_ns
         room = self._capacity(inst.model) - self._used(inst)
@@ -241,18 +249,20 @@ class Emulator(Decisions):
         if may_decode:
             if has_room:
                 return Stage.DECODE
-            if inst.outgoing:
+            if self._is_leaving(inst) and not inst.incoming:
                 return Stage.BLOCKED
-        return Stage.ENDING
+        return Stage.KV_IN if inst.incoming else Stage.ENDING
 
     def _end_turn(self, inst: Instance) -> None:
         self._note(EventKind.TURN_ENDED, instance=inst.index)
         members, inst.batch = inst.batch, []
         for r in members:
-            if self.spec.kv_reload_every_turn:
+            leaves = self.spec.kv_reload_every_turn
+            if leaves and (not self._kv_waits or self._has_host_room(inst, r)):
                 self._move_out(inst, r)
             else:
                 self._offer(r, RequestPhase.READY)
+        inst.slots[inst.active].used_ns = self.now_ns
         inst.stage, inst.work, inst.wants_prefetch = Stage.FREE, None, False
         self.wakes += 1
 
@@ -264,9 +274,6 @@ class Emulator(Decisions):
             start_ns = max(placed_ns, inst.ordered_ns + round(self.spec.command_s * NS))
             end_ns = start_ns + round(self.spec.turn_overhead_s * NS)
             inst.work = Work(end_ns, EventKind.SWITCHED, now)
-        elif stage == Stage.KV_IN:
-            end_ns = now + self._kv_in_ns(inst)
-            inst.work = Work(end_ns, EventKind.KV_IN_DONE, now, n=len(inst.incoming))
         elif stage == Stage.PREFILL:
             n, seconds = self._prefill_call(inst)
             x = self._truncated(seconds) * self._noise(inst)
@@ -283,19 +290,6 @@ class Emulator(Decisions):
             inst.compute_ns = 0
         inst.wants_prefetch, inst.seen_arrivals = True, NONE
         self._settle(inst)
-
-    def _kv_in_ns(self, inst: Instance) -> int:
-        if self.spec.kv_reload_every_turn and inst.decoded_ns > 0:
-            return 0  # paid at the turn's start
-        link_bytes_s, quantum = self.spec.tp * self.spec.h2d_bytes_s, self.spec.step_quantum_s
-        near = sum(self._moved_bytes(r) for r in inst.incoming if r.node == inst.node)
-        far = sum(self._moved_bytes(r) for r in inst.incoming if r.node != inst.node)
-        seconds = near / link_bytes_s
-        if far:
-            seconds += far / min(link_bytes_s, self.spec.network_bytes_s)
-        if quantum > 0:
-            seconds = math.floor(seconds / quantum + 1e-9) * quantum
-        return math.ceil(seconds * 1e9 - 1e-3)
 
     def _prefill_call(self, inst: Instance) -> tuple[int, float]:
         """A chunk of the first prompt; or requests in order while the token budget lasts, at least
@@ -333,10 +327,10 @@ class Emulator(Decisions):
                 self._offer(r, RequestPhase.READY)
             else:
                 r.route = NONE
-                self._move_out(inst, r)
+                self._send_out(inst, r)
+        self._welcome(inst)
         self._drop_cancelled(inst)
-        self._finish(done)
-        self._settle(inst)
+        self._close_boundary(inst, done)
 
     def _begin_run(self, inst: Instance) -> None:
         cost = self.costs[inst.model]
@@ -376,11 +370,11 @@ class Emulator(Decisions):
         done = list(inst.batch)
         for r in done:
             r.reported = len(r.tokens)
+        self._welcome(inst)
         self._drop_cancelled(inst)
         while self._used(inst) > self._capacity(inst.model):  # by growth: the latest to join yield
             self._give_back(inst, (inst.prefill or inst.incoming)[-1])
-        self._finish(done)
-        self._settle(inst)
+        self._close_boundary(inst, done)
 
     def _goes_on(self, inst: Instance, work: Work) -> bool:
         if work.must_break or any(len(r.tokens) >= r.output for r in inst.batch):
@@ -402,11 +396,18 @@ class Emulator(Decisions):
         for r in [r for r in inst.prefill if r.is_cancelled]:
             self._give_back(inst, r)
 
-    def _finish(self, members: list[Request]) -> None:
+    def _close_boundary(self, inst: Instance, members: list[Request]) -> None:
+        """Members that met their end leave one by one; then the turn goes on."""
+        self._choose_stage(inst)
         for r in members:
             if r.where != Where.NOBODY and r.reported >= r.output:
+                self._let_out()
                 self._note(EventKind.FINISHED, id=r.id)
+                is_here = r.instance == inst.index
                 self._end(r, RequestPhase.DONE)
+                if is_here:
+                    self._choose_stage(inst)
+        self._begin_work(inst)
 
     def _fire_outside(self) -> None:
         event, self.outside = self.outside[0], self.outside[1:]
@@ -427,7 +428,8 @@ class Emulator(Decisions):
 
     def _cancel(self, r: Request) -> None:
         """At once if nobody owns it, else at the next boundary."""
-        if r.where in (Where.OPEN, Where.ROUTER):
+        is_queued = r.where == Where.WAY_OUT and r.kv == KvPlace.DEVICE
+        if r.where in (Where.OPEN, Where.ROUTER) or is_queued:
             self._end(r, RequestPhase.CANCELLED)
             return
         r.is_cancelled = True
@@ -437,6 +439,7 @@ class Emulator(Decisions):
     def _fail(self, inst: Instance) -> None:
         """All that was on the device is lost, with what no report told of."""
         inst.stage = Stage.DOWN
+        self._lose_transfers(inst)
         for r in self._live():
             is_held = r.instance == inst.index
             if not is_held and r.route != inst.index:
@@ -450,10 +453,21 @@ class Emulator(Decisions):
             is_ready = r.kv == KvPlace.HOST
             self._offer(r, RequestPhase.READY if is_ready else RequestPhase.WAITING)
         inst.prefill, inst.batch, inst.incoming, inst.outgoing = [], [], [], []
-        inst.slots = [Slot(ready_ns=slot.ready_ns) for slot in inst.slots]
-        inst.model = inst.active = inst.loading = inst.load_since_ns = NONE
-        inst.group, inst.waits_for_room, inst.work = 0, False, None
+        inst.slots = self._empty_slots()
+        inst.model = inst.active = NONE
+        inst.waits_for_room, inst.work = False, None
         inst.compute_ns, inst.wants_prefetch = 0, False
+
+    def _lose_transfers(self, inst: Instance) -> None:
+        inst.loading, load, inst.load = NONE, inst.load, None
+        if inst.kv_in is not None:
+            self._end_kv_in(inst)
+        elif load is not None:
+            inst.load = load
+            self._end_load(inst)
+        if self._is_leaving(inst):
+            self._before_out_changes(inst)
+        inst.kv_out = None
 
     def _decide(self, question: Question) -> None:
         """Carry out the rule's answer; one that is not possible is replaced by the plainest."""
@@ -511,15 +525,16 @@ class Emulator(Decisions):
         self.wakes += 1
 
     def _prefetch(self, inst: Instance, m: int, row: dict[str, int]) -> bool:
-        s = self._oldest_slot(inst, may_be_ahead=True)
+        s, held = self._prefetch_slot(inst), self._slot_of(inst, m)
         if m != NONE and (s == NONE or m == inst.model):
+            return False
+        if m != NONE and held == NONE and not self._fits_beside_active(inst, m):
             return False
         self._note(EventKind.PREFETCH, instance=inst.index, model=m, **row)
         if m == NONE:
             inst.seen_arrivals = self.come
             return True
         inst.wants_prefetch = False
-        held = self._slot_of(inst, m)
         if held == NONE:
             self._load(inst, s, m, is_ahead=True)
         else:

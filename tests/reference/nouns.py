@@ -25,7 +25,7 @@ class Where(IntEnum):
     ROUTER = 1
     OPEN = 2  # any turn may take it
     TURN = 3
-    WAY_OUT = 4  # its KV is moving to the host
+    WAY_OUT = 4  # its KV moves to the host, or waits for room there
 
 
 class Cost(NamedTuple):
@@ -134,12 +134,23 @@ class Slot:
     model: int = NONE
     is_ready: bool = False
     ready_ns: int = 0
+    used_ns: int = 0  # when its weights came, or last served a turn
     is_ahead: bool = False  # prefetched, and no turn has used it yet
 
 
 @dataclass(slots=True)
+class Transfer:
+    """A load of weights, or KV of n requests."""
+
+    left_ns: int  # alone on its port, from `since_ns` on
+    share: float  # of the port, that it could use alone
+    since_ns: int  # NONE: it waits for the way in
+    n: int = 0
+
+
+@dataclass(slots=True)
 class Work:
-    """What an instance computes: a switch, a move in, a prefill call, or the next decode step."""
+    """What an instance computes: a switch, a prefill call, or the next decode step."""
 
     end_ns: int
     kind: int
@@ -161,14 +172,13 @@ class Instance:
     model: int = NONE
     active: int = NONE
     loading: int = NONE
-    load_left_ns: int = 0
-    load_since_ns: int = NONE  # NONE: nothing loads, or it waits for the link
+    load: Transfer | None = None
+    kv_in: Transfer | None = None
+    kv_out: Transfer | None = None
     prefill: list[Request] = field(default_factory=list)
     batch: list[Request] = field(default_factory=list)
     incoming: list[Request] = field(default_factory=list)
     outgoing: list[Request] = field(default_factory=list)
-    group: int = 0  # of the outgoing requests: how many move now
-    group_end_ns: int = 0
     waits_for_room: bool = False  # its turn's KV is claimed once the outgoing moves end
     work: Work | None = None
     phases: int = 0

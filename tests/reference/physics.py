@@ -43,9 +43,36 @@ class Physics:
         self.spec, self.models, self.costs = spec, models, costs
 
     def _capacity(self, m: int) -> int:
-        sizes = [model.weight_bytes for model in self.models]
-        reserved = self.spec.weight_slots * max(sizes) if self.spec.slots_reserved else sizes[m]
-        return int(self.spec.kv_fraction * (self.spec.tp * self.spec.vram_bytes - reserved))
+        is_reserved = self.spec.slots_reserved or self.spec.weight_budget_bytes > 0
+        weights = self._weight_budget if is_reserved else self.models[m].weight_bytes
+        return int(self.spec.kv_fraction * (self.spec.tp * self.spec.vram_bytes - weights))
+
+    @property
+    def _weight_budget(self) -> int:
+        """Bytes that the models resident on one instance may have."""
+        budget = self.spec.tp * self.spec.weight_budget_bytes
+        return budget or self.spec.weight_slots * max(m.weight_bytes for m in self.models)
+
+    @property
+    def _h2d(self) -> float:
+        return self.spec.tp * self.spec.h2d_bytes_s
+
+    def _kv_in_s(self, moved: int, far: int) -> float:
+        """`far` of the bytes come from another node."""
+        seconds = (moved - far) / self._h2d
+        return seconds + far / min(self._h2d, self.spec.network_bytes_s) if far else seconds
+
+    def _kv_in_ns(self, inst: Instance, seconds: float) -> int:
+        quantum = self.spec.step_quantum_s
+        if self.spec.kv_reload_every_turn and inst.decoded_ns > 0:
+            return 0  # paid at the turn's start
+        if quantum > 0:
+            seconds = math.floor(seconds / quantum + 1e-9) * quantum
+        return math.ceil(seconds * 1e9 - 1e-3)
+
+    def _kv_out_ns(self, moved: int) -> int:
+        seconds = moved / (self.spec.tp * self.spec.d2h_bytes_s)
+        return 0 if self.spec.kv_out_free else math.ceil(seconds * 1e9)
 
     def _bytes(self, m: int, tokens: int) -> int:
         blocks = math.ceil(tokens / self.spec.block_tokens)

@@ -2,6 +2,7 @@
 
 import math
 
+from reference.links import Links
 from reference.nouns import (
     ENDLESS_NS,
     LEAST_CREDITED_SWITCH_NS,
@@ -18,10 +19,10 @@ from reference.nouns import (
     Slot,
     Where,
 )
-from reference.physics import Physics
 from runtime.core import (
     NONE,
     Dispatch,
+    HostKvFull,
     KvPlace,
     ModelSpec,
     Phases,
@@ -32,7 +33,7 @@ from runtime.core import (
 )
 
 
-class Pool(Physics):
+class Pool(Links):
     """Requests and instances; sums are counted anew at every use."""
 
     def __init__(
@@ -94,9 +95,10 @@ class Pool(Physics):
 
     def _end(self, r: Request, phase: int) -> None:
         for inst in self.instances:
-            for members in (inst.batch, inst.outgoing):
-                if r in members:
-                    members.remove(r)
+            if r in inst.batch:
+                inst.batch.remove(r)
+            if r in inst.outgoing:
+                self._take_out(inst, r)
         r.phase, r.where, r.kv = phase, Where.NOBODY, KvPlace.NOWHERE
 
     def _recompute(self, r: Request) -> None:
@@ -120,69 +122,167 @@ class Pool(Physics):
         held = [r for r in self.requests if r.instance == inst.index]
         used = sum(self._kv(r) for r in held if r.kv in (KvPlace.DEVICE, KvPlace.MOVING_OUT))
         if not inst.waits_for_room:
-            used += sum(self._claim_bytes(r) for r in inst.incoming + inst.prefill)
+            used += self._taken(inst)
         return used
 
+    def _taken(self, inst: Instance) -> int:
+        """What those need that its turn took and that are not on the device yet."""
+        coming = [r for r in inst.incoming if r.kv == KvPlace.MOVING_IN]
+        return sum(self._claim_bytes(r) for r in coming + inst.prefill)
+
     def _leaving(self, inst: Instance) -> int:
-        return sum(self._kv(r) for r in inst.outgoing)
+        return sum(self._kv(r) for r in inst.outgoing if r.kv == KvPlace.MOVING_OUT)
 
     def _host_used(self, d: int) -> int:
         return sum(self._kv(r) for r in self.requests if r.kv in ON_HOST and r.node == d)
 
+    def _has_host_room(self, inst: Instance, r: Request) -> bool:
+        return self._host_used(inst.node) + self._kv(r) <= self.spec.host_kv_bytes
+
+    def _queued(self, inst: Instance) -> list[Request]:
+        """What must leave once the host has room."""
+        return [r for r in inst.outgoing if r.kv == KvPlace.DEVICE]
+
     def _move_out(self, inst: Instance, r: Request) -> None:
-        if self._host_used(inst.node) + self._kv(r) > self.spec.host_kv_bytes:
+        """To the host, or dropped where the host has no room."""
+        if not self._has_host_room(inst, r):
             self._recompute(r)
             return
-        r.phase, r.where, r.kv, r.node = (
-            RequestPhase.READY,
-            Where.WAY_OUT,
-            KvPlace.MOVING_OUT,
-            inst.node,
-        )
+        r.phase, r.where = RequestPhase.READY, Where.WAY_OUT
         inst.outgoing.append(r)
+        self._start_move_out(inst, r)
+
+    def _start_move_out(self, inst: Instance, r: Request) -> None:
+        if not self._is_leaving(inst):
+            self._before_out_changes(inst)
+        r.kv, r.node = KvPlace.MOVING_OUT, inst.node
+
+    def _send_out(self, inst: Instance, r: Request) -> None:
+        """Of no use here: it leaves now, or once the host has room."""
+        if not self._queued(inst) and self._has_host_room(inst, r):
+            self._move_out(inst, r)
+        elif self._kv(r) > self.spec.host_kv_bytes:
+            self._recompute(r)
+        else:
+            r.phase, r.where = RequestPhase.READY, Where.WAY_OUT
+            inst.outgoing.append(r)
+
+    def _let_out(self) -> None:
+        """What waits for host memory leaves, in order of instances, as far as there is room."""
+        for inst in self.instances:
+            for r in self._queued(inst):
+                if not self._has_host_room(inst, r):
+                    break
+                self._start_move_out(inst, r)
+
+    def _residents(self, inst: Instance, m: int) -> list[Request]:
+        """Requests of m whose KV idles on the device."""
+        ready = self._open(m, RequestPhase.READY)
+        return [r for r in ready if r.kv == KvPlace.DEVICE and r.instance == inst.index]
 
     def _evict(self, inst: Instance, m: int, *, is_lost: bool) -> None:
-        """KV of m that idles on the device leaves for the host, or is lost."""
-        for r in self._open(m, RequestPhase.READY):
-            if r.kv == KvPlace.DEVICE and r.instance == inst.index:
-                if is_lost:
-                    self._recompute(r)
-                else:
-                    self._move_out(inst, r)
+        for r in self._residents(inst, m):
+            if is_lost:
+                self._recompute(r)
+            else:
+                self._move_out(inst, r)
 
-    def _load_ns(self, inst: Instance, m: int) -> int:
-        rate = self.spec.tp * self.spec.h2d_bytes_s
-        if m not in self.nodes[inst.node].cached:
-            rate = min(rate, self.spec.disk_bytes_s)
-        return math.ceil(self.models[m].weight_bytes / rate * 1e9)
+    def _leave(self, inst: Instance) -> None:
+        """What a switch does to the KV of the model that the instance leaves."""
+        if self.spec.kv_stays:
+            return
+        if not self._kv_waits or not self.spec.kv_survives_switch:
+            self._evict(inst, inst.model, is_lost=not self.spec.kv_survives_switch)
+            return
+        for r in self._residents(inst, inst.model):
+            if self._has_host_room(inst, r):
+                self._move_out(inst, r)
+
+    @property
+    def _kv_waits(self) -> bool:
+        """KV without host room stays while no turn needs its room."""
+        return self.spec.host_kv_full is HostKvFull.WAIT
+
+    def _load_rate(self, inst: Instance, m: int) -> float:
+        """Bytes a second, alone on the port; a miss in the host cache is bound by the disk."""
+        is_cached = m in self.nodes[inst.node].cached
+        return self._h2d if is_cached else min(self._h2d, self.spec.disk_bytes_s)
 
     def _slot_of(self, inst: Instance, m: int) -> int:
         return next((s for s, slot in enumerate(inst.slots) if slot.model == m), NONE)
 
-    def _oldest_slot(self, inst: Instance, *, may_be_ahead: bool) -> int:
-        """Not the active one; the least recently loaded."""
-        others = [
-            (slot.ready_ns, s)
+    def _empty_slot(self, inst: Instance) -> int:
+        return self._slot_of(inst, NONE)
+
+    def _least_used(self, inst: Instance, *, is_ahead: bool) -> int:
+        """Of what is there and does not compute, prefetched or not."""
+        found = [
+            (slot.used_ns, s)
             for s, slot in enumerate(inst.slots)
-            if s != inst.active and (may_be_ahead or not slot.is_ahead)
+            if slot.is_ready and slot.is_ahead == is_ahead and s != inst.active
         ]
-        return min(others)[1] if others else NONE
+        return min(found)[1] if found else NONE
 
     def _victim(self, inst: Instance) -> int:
         """Where a turn's weights go."""
         for s, slot in enumerate(inst.slots):
             if slot.model == NONE or s == inst.loading:
                 return s
-        oldest = self._oldest_slot(inst, may_be_ahead=False)
+        oldest = self._least_used(inst, is_ahead=False)
         return inst.active if oldest == NONE else oldest
+
+    def _prefetch_slot(self, inst: Instance) -> int:
+        """Where a prefetch goes; NONE: there is only the active slot."""
+        found = (
+            self._empty_slot(inst),
+            self._least_used(inst, is_ahead=False),
+            self._least_used(inst, is_ahead=True),
+        )
+        return next((s for s in found if s != NONE), NONE)
+
+    def _fits_beside_active(self, inst: Instance, m: int) -> bool:
+        held = 0 if inst.model == NONE else self.models[inst.model].weight_bytes
+        return held + self.models[m].weight_bytes <= self._weight_budget
+
+    def _make_weight_room(self, inst: Instance, m: int, *, is_ahead: bool) -> None:
+        """Used residents go first, for a turn the active one, last what was prefetched."""
+        need = self.models[m].weight_bytes
+        while need + self._resident_bytes(inst) > self._weight_budget:
+            s = self._least_used(inst, is_ahead=False)
+            is_active_left = inst.active != NONE and inst.slots[inst.active].model != NONE
+            if s == NONE and not is_ahead and is_active_left:
+                s = inst.active
+            if s == NONE:
+                s = self._least_used(inst, is_ahead=True)
+            inst.slots[s] = Slot()
+
+    def _resident_bytes(self, inst: Instance) -> int:
+        return sum(
+            self.models[slot.model].weight_bytes for slot in inst.slots if slot.model != NONE
+        )
+
+    def _chunk_rest_ns(self, inst: Instance, share: float) -> int:
+        """A load that is dropped keeps the link for the rest of its chunk."""
+        load, chunk = inst.load, self.spec.load_chunk_bytes
+        if load is None or chunk == 0:
+            return 0
+        chunk_ns = max(1, math.ceil(chunk / (load.share * self._h2d) * 1e9))
+        rest = self._rest_ns(load, self._in_flows(inst)) % chunk_ns
+        return math.ceil(rest * (load.share / share)) if load.share > share else rest
 
     def _load(self, inst: Instance, s: int, m: int, *, is_ahead: bool) -> None:
         """A load under way is dropped with its progress."""
+        rate = self._load_rate(inst, m)
+        share = rate / self._h2d
+        left_ns = self._chunk_rest_ns(inst, share)
+        left_ns += math.ceil(self.models[m].weight_bytes / rate * 1e9)
         if inst.loading != NONE:
-            inst.slots[inst.loading] = Slot(ready_ns=inst.slots[inst.loading].ready_ns)
-        inst.slots[s] = Slot(m, is_ahead=is_ahead, ready_ns=inst.slots[s].ready_ns)
-        inst.loading, inst.load_left_ns = s, self._load_ns(inst, m)
-        inst.load_since_ns = NONE if inst.stage == Stage.KV_IN else self.now_ns
+            inst.slots[inst.loading] = Slot()
+        inst.slots[s] = Slot()
+        self._make_weight_room(inst, m, is_ahead=is_ahead)
+        inst.slots[s] = Slot(m, is_ahead=is_ahead)
+        inst.loading = s
+        self._begin_load(inst, left_ns, share)
 
     def _place_weights(self, inst: Instance, m: int) -> None:
         s = self._slot_of(inst, m)
@@ -190,8 +290,9 @@ class Pool(Physics):
             s = self._victim(inst)
             self._load(inst, s, m, is_ahead=False)
             if self.spec.prefetch is PrefetchMode.RETROACTIVE:
-                credited_ns = inst.load_left_ns - inst.compute_ns
-                inst.load_left_ns = max(LEAST_CREDITED_SWITCH_NS, credited_ns)
+                assert inst.load is not None
+                credited_ns = inst.load.left_ns - inst.compute_ns
+                inst.load.left_ns = max(LEAST_CREDITED_SWITCH_NS, credited_ns)
         elif inst.slots[s].is_ahead:
             inst.slots[s].is_ahead = False
             inst.prefetched_switches += 1
@@ -224,20 +325,25 @@ class Pool(Physics):
         waiting = self._open(m, RequestPhase.WAITING) if phases & Phases.PREFILL else []
         return [r for r in ready + waiting if self._can_take(inst, r, tag)]
 
+    def _beside(self, inst: Instance, m: int) -> int:
+        """Room for KV of m while that of other models stays; m's own does not count."""
+        own = sum(self._kv(r) for r in self._residents(inst, m))
+        return self._capacity(m) - self._used(inst) + self._leaving(inst) + own
+
     def _room(self, inst: Instance, m: int, tag: int) -> int:
-        """KV bytes that a turn of m may fill."""
-        if not self.spec.kv_stays:
+        """KV bytes that a turn of m may fill; its first request at least must fit."""
+        may_stay = self.spec.kv_stays or self._kv_waits
+        if not may_stay and not self._queued(inst):
             return self._capacity(m)
-        own = [r for r in self._open(m) if r.kv == KvPlace.DEVICE and r.instance == inst.index]
-        others = self._used(inst) - self._leaving(inst) - sum(self._kv(r) for r in own)
-        beside = self._capacity(m) - others
         takeable = self._takeable(inst, m, inst.phases, tag)
-        if not takeable or self._need(takeable[0]) <= beside:
-            return beside
+        if not takeable or self._need(takeable[0]) <= self._beside(inst, m):
+            return self._beside(inst, m)
         for other in range(len(self.models)):
-            if other != m:
+            if other != m and may_stay:
                 self._evict(inst, other, is_lost=not self.spec.kv_survives_switch)
-        return self._capacity(m)
+        while self._queued(inst) and self._need(takeable[0]) > self._beside(inst, m):
+            self._recompute(inst.outgoing.pop())
+        return self._beside(inst, m)
 
     def _take(self, inst: Instance, m: int, tag: int, room: int) -> None:
         """All that fits, in order; residents behind the first that does not leave for the host."""
@@ -255,7 +361,8 @@ class Pool(Physics):
                 else:
                     is_full = True
                     if r.kv == KvPlace.DEVICE:
-                        self._move_out(inst, r)
+                        if not self._kv_waits or self._has_host_room(inst, r):
+                            self._move_out(inst, r)
 
     def _claim(self, inst: Instance, r: Request) -> None:
         if r.phase == RequestPhase.WAITING:

@@ -6,7 +6,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from runtime.core import Dispatch, EventKind, ModelSlo, Phases, PoolSpec, PrefetchMode, SloSpec
+from runtime.core import (
+    Dispatch,
+    EventKind,
+    HostKvFull,
+    ModelSlo,
+    Phases,
+    PoolSpec,
+    PrefetchMode,
+    SloSpec,
+)
 from traces import Trace, TraceKind
 
 GB = 1_000_000_000
@@ -64,7 +73,8 @@ def pools(draw: st.DrawFn) -> PoolSpec:
     profile = {"small": one_of("h100", "h200", "a100"), "artifact": one_of("h100_sosp25")}
     slots, is_reserved = draw(one_of(2, 1, 3)), draw(st.booleans())
     tp, largest = (2, 47 * GB) if kind == "paired" else (1, 26_100_000_000)
-    held = (slots if is_reserved else 1) * largest
+    budget = draw(one_of(0, 0, 10, 13, 20)) * largest // 10
+    held = budget or (slots if is_reserved else 1) * largest
     nodes, per_node = draw(one_of((1, 1), (1, 2), (2, 1), (2, 2)))
     return PoolSpec(
         name="random",
@@ -77,9 +87,13 @@ def pools(draw: st.DrawFn) -> PoolSpec:
         vram_bytes=held + draw(one_of(30, 4, 2, 1)) * GB,
         kv_fraction=draw(one_of(0.9, 0.5)),
         weight_slots=slots,
+        weight_budget_bytes=budget,
         slots_reserved=is_reserved,
         h2d_bytes_s=draw(one_of(50e9, 16e9)),
         d2h_bytes_s=draw(one_of(50e9, 2e9)),
+        instances_per_port=draw(one_of(2, 1)),
+        load_chunk_bytes=draw(one_of(0, 256_000_000, 4 * GB)),
+        kv_in_overlaps=draw(st.booleans()),
         kv_out_free=draw(st.booleans()),
         kv_reload_every_turn=draw(st.booleans()),
         kv_stays=draw(st.booleans()),
@@ -90,6 +104,7 @@ def pools(draw: st.DrawFn) -> PoolSpec:
         prefill_chunk_tokens=draw(one_of(0, 0, 512, 64)),
         host_weight_bytes=draw(one_of(1500, 100, 60, 30)) * GB,
         host_kv_bytes=draw(one_of(256 * GB, 4 * GB, GB, 1_000_000)),
+        host_kv_full=draw(one_of(*HostKvFull)),
         disk_bytes_s=draw(one_of(6e9, 30e9)),
         network_bytes_s=draw(one_of(25e9, 1e9, 0.0)),
         token_preempt=draw(one_of(True, True, False)),
