@@ -7,6 +7,8 @@ qos: the SOSP'25 artifact's covered wall time, where a miss restarts the window 
 accumulated target; it is the more lenient of the two.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,7 +17,7 @@ from runtime.core import NONE
 from runtime.pool.state import GAP_BINS, Table
 
 GAP_FLOOR_S = 1e-4
-GAP_RATIO = 1.025
+GAP_PARTS = 32  # of an octave, equally wide: a bin is 1.6 to 3.1 % wide
 
 
 @kernel
@@ -108,19 +110,31 @@ def account_run(
     y_s: float,
     k: int,
 ) -> None:
-    """Charge a run of k tokens that began at `start_ns` to request r; emitted_tokens grows by k."""
+    """Charge a run of k tokens that began at `start_ns` to request r; emitted_tokens grows by k.
+
+    A run whose first and last token are on time has no late one in between (convexity).
+    """
     req = requests[r]
+    first, last = start_ns + curve_ns(x_s, y_s, 1), start_ns + curve_ns(x_s, y_s, k)
+    span = (k - 1) * tbt_ns
     due = req.arrival_ns + ttft_ns + req.emitted_tokens * tbt_ns
-    req.on_time_tokens += count_on_time(start_ns - due, tbt_ns, x_s, y_s, k)
-    extend_qos(requests, r, start_ns, tbt_ns, x_s, y_s, k)
-    first = start_ns + curve_ns(x_s, y_s, 1)
+    if first <= due and last <= due + span:
+        req.on_time_tokens += k
+    else:
+        req.on_time_tokens += count_on_time(start_ns - due, tbt_ns, x_s, y_s, k)
+    due = req.arrival_ns + req.qos_start_ns + req.qos_target_ns
+    if first <= due and last <= due + span:
+        req.qos_covered_ns = req.qos_target_ns + span
+        req.qos_target_ns += span + tbt_ns
+    else:
+        extend_qos(requests, r, start_ns, tbt_ns, x_s, y_s, k)
     if req.first_token_ns == NONE:
         req.first_token_ns = first
     else:
         req.stall_ns = max(req.stall_ns, first - req.last_token_ns)
     if k > 1:
-        req.stall_ns = max(req.stall_ns, curve_ns(x_s, y_s, k) - curve_ns(x_s, y_s, k - 1))
-    req.last_token_ns = start_ns + curve_ns(x_s, y_s, k)
+        req.stall_ns = max(req.stall_ns, last - start_ns - curve_ns(x_s, y_s, k - 1))
+    req.last_token_ns = last
     req.emitted_tokens += k
 
 
@@ -136,9 +150,21 @@ def qos_of(requests: Table, r: int, is_served: bool) -> float:
 
 @inner
 def gap_bin(gap_s: float) -> int:
-    if gap_s <= GAP_FLOOR_S:
+    """Bin 0 lies below GAP_FLOOR_S; bin 1 + GAP_PARTS*o + p begins at floor * 2^o * (1 + p/parts)."""
+    if gap_s < GAP_FLOOR_S:
         return 0
-    return min(GAP_BINS - 1, 1 + int(np.log(gap_s / GAP_FLOOR_S) / np.log(GAP_RATIO)))
+    mantissa, octave = math.frexp(gap_s / GAP_FLOOR_S)
+    part = int((mantissa - 0.5) * (2 * GAP_PARTS))
+    return min(GAP_BINS - 1, 1 + (octave - 1) * GAP_PARTS + part)
+
+
+@kernel
+def gap_edge_s(cell: int) -> float:
+    """Where a bin begins, seconds."""
+    if cell == 0:
+        return 0.0
+    octave, part = (cell - 1) // GAP_PARTS, (cell - 1) % GAP_PARTS
+    return GAP_FLOOR_S * math.ldexp(1.0 + part / GAP_PARTS, octave)
 
 
 @kernel
@@ -151,16 +177,18 @@ def count_gaps(
         cell = gap_bin(first_s + slope_s * done)
         share = n - done
         if slope_s > 0.0 and cell < GAP_BINS - 1:
-            edge = GAP_FLOOR_S * GAP_RATIO**cell
+            edge = gap_edge_s(cell + 1)
             share = min(share, max(1, int(np.ceil((edge - first_s) / slope_s)) - done))
         gaps[cell] += weight * share
         done += share
 
 
 def gap_quantile_s(gaps: npt.NDArray[np.int64], q: float) -> float:
-    """Quantile of the gaps between tokens, seconds, to within GAP_RATIO; NaN without gaps."""
+    """Quantile of the gaps between tokens, seconds: the middle of its bin; NaN without gaps."""
     total = int(gaps.sum())
     if total == 0:
         return float("nan")
     cell = int(np.searchsorted(np.cumsum(gaps), q * total))
-    return float(GAP_FLOOR_S * GAP_RATIO ** max(0.0, cell - 0.5))
+    if cell == 0:
+        return GAP_FLOOR_S
+    return 0.5 * (gap_edge_s(cell) + gap_edge_s(cell + 1))

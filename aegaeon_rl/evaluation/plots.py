@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from aegaeon_rl.evaluation.compare import Cell, Comparison
 from aegaeon_rl.evaluation.gantt import Bar, share_of
 from aegaeon_rl.evaluation.metrics import model_attainment, stall_s, ttft_s
-from runtime.slo import GAP_FLOOR_S, GAP_RATIO
+from runtime.slo import gap_edge_s
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 LOOKS = {  # of a Gantt bar: line width in points, colour in the legend, words for it
@@ -125,7 +125,7 @@ def _survival(axes: Axes, values: npt.NDArray[np.float64], colour: str) -> None:
 
 
 def _gap_survival(axes: Axes, gaps: npt.NDArray[np.int64], colour: str) -> None:
-    edges_s = GAP_FLOOR_S * GAP_RATIO ** np.arange(len(gaps))
+    edges_s = np.array([gap_edge_s(cell) for cell in range(len(gaps))])
     beyond = 1 - np.cumsum(gaps) / max(1, gaps.sum())
     shown = (beyond > 0) & (beyond < 1 - 1e-9)
     axes.plot(edges_s[shown], beyond[shown], color=colour)

@@ -223,6 +223,9 @@ def _fire_script(sim: Sim, row: int) -> None:
 @inner
 def _fire_tokens(sim: Sim, g: int, kind: int, n: int) -> None:
     """Apply STEPS or PREFILLED, then FINISHED for each request that met its end there."""
+    if kind == EventKind.STEPS and n < sim.timers[g].end_n:
+        commit(sim)
+        return
     state, event = sim.state, sim.event[0]
     which = lists.PREFILL if kind == EventKind.PREFILLED else lists.BATCH
     r = lists.first(state, lists.instance_list(state, g, which))

@@ -96,6 +96,7 @@ def _plan_decode(sim: Sim, g: int) -> None:
         req = state.requests[r]
         k = min(k, sim.arrivals.output_tokens[req.id] - req.emitted_tokens)
         r = req.next
+    timer.end_n = k
     timer.x = step_s(cost, inst.batch_context_tokens, size)
     timer.y = cost.decode_context_s * size
     if quantum > 0.0:

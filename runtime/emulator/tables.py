@@ -27,6 +27,7 @@ TIMER = np.dtype(
         ("in_slow", "f8"),  # slowness since then
         ("out_slow", "f8"),
         ("n", "i8"),  # requests or steps of the stage
+        ("end_n", "i8"),  # steps until the first request of the batch ends
         ("x", "f8"),
         ("y", "f8"),
         ("out_n", "i8"),

@@ -295,6 +295,7 @@ def check_open_work(view: View) -> None:
     state, requests, models = view.state, view.requests, view.state.models
     count = int(view.pool["open_models"])
     order = state.open_models[:count]
+    equal("models", "is_stale", models["is_stale"], 0)
     place = np.full(len(models), NONE)
     place[order] = np.arange(count)
     equal("models", "place", models["place"], place)
@@ -308,7 +309,6 @@ def check_open_work(view: View) -> None:
     bound |= view.pool["is_push"] != 0
     for column, start, fold, values in (
         ("urgent_ns", FOREVER_NS, np.minimum, due),
-        ("latest_ns", 0, np.maximum, due),
         ("oldest_ns", FOREVER_NS, np.minimum, requests["arrival_ns"]),
         ("open_kv_bytes", 0, np.add, view.kv_bytes),
         ("bound", 0, np.add, bound.astype(np.int64)),

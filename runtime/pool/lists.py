@@ -69,10 +69,19 @@ def append(state: State, lst: int, r: int) -> None:
 
 @inner
 def insert_by_arrival(state: State, lst: int, r: int) -> None:
-    """Keep the list ordered by (-priority, arrival, id): highest priority, then oldest first."""
-    anchor = state.lists[lst].tail
-    while anchor != NONE and comes_before(state, r, anchor):
-        anchor = state.requests[anchor].prev
+    """Keep the list in order of `comes_before`, searched from the end that r is nearer to."""
+    requests, head = state.requests, state.lists[lst]
+    anchor, arrival_ns = head.tail, requests[r].arrival_ns
+    if (
+        anchor != NONE
+        and 2 * arrival_ns < requests[anchor].arrival_ns + requests[head.head].arrival_ns
+    ):
+        following, anchor = head.head, NONE
+        while following != NONE and comes_before(state, following, r):
+            anchor, following = following, requests[following].next
+    else:
+        while anchor != NONE and comes_before(state, r, anchor):
+            anchor = requests[anchor].prev
     insert_after(state, lst, anchor, r)
 
 

@@ -94,6 +94,14 @@ def can_step(state: State, g: int) -> bool:
 
 
 @inner
+def grown_blocks(state: State, r: int, k: int) -> int:
+    """KV blocks that k steps add to r."""
+    block, context = state.pool[0].block_tokens, context_tokens(state, r)
+    unused = (context + block - 1) // block * block - context
+    return 0 if k <= unused else (k - unused + block - 1) // block
+
+
+@inner
 def growth_bytes(state: State, g: int, k: int) -> int:
     """KV bytes that k steps add to the batch on g."""
     return growth_of(state, lists.instance_list(state, g, lists.BATCH), k)
@@ -101,14 +109,15 @@ def growth_bytes(state: State, g: int, k: int) -> int:
 
 @inner
 def growth_of(state: State, lst: int, k: int) -> int:
-    """KV bytes that k steps add to the requests of a list."""
-    grown = 0
-    r = lists.first(state, lst)
+    """KV bytes that k steps add to the requests of a list, all of one model."""
+    blocks, r = 0, lists.first(state, lst)
+    if r < 0:
+        return 0
+    block_bytes = state.models[state.requests[r].model].block_bytes
     while r >= 0:
-        context, m = context_tokens(state, r), state.requests[r].model
-        grown += bytes_for(state, m, context + k) - bytes_for(state, m, context)
+        blocks += grown_blocks(state, r, k)
         r = state.requests[r].next
-    return grown
+    return blocks * block_bytes
 
 
 @inner
@@ -122,6 +131,10 @@ def next_step_bytes(state: State, g: int) -> int:
 def steps_that_fit(state: State, g: int, k: int) -> int:
     """Largest number of steps, at most k, whose KV growth fits on g."""
     free = capacity_bytes(state, state.instances[g].model) - state.instances[g].kv_used_bytes
+    most_blocks = 1 + (k - 1) // state.pool[0].block_tokens
+    size = lists.count(state, lists.instance_list(state, g, lists.BATCH))
+    if size * most_blocks * state.models[state.instances[g].model].block_bytes <= free:
+        return k
     if growth_bytes(state, g, k) <= free:
         return k
     low, high = 0, k

@@ -63,6 +63,7 @@ def open_request(state: State, r: int) -> None:
 @inner
 def close_request(state: State, r: int) -> None:
     """Take an unowned request out of the lists where turns look; `recount` must follow."""
+    _uncount(state, r)
     lists.remove(state, r)
     state.pool[0].claimable -= 1
     if state.requests[r].priority != 0:
@@ -73,9 +74,12 @@ def close_request(state: State, r: int) -> None:
 
 @inner
 def recount(state: State, m: int) -> None:
-    """Sum up the open requests of m again, after some were closed; without any nothing waits."""
+    """Put the sums over m's open requests right after some were closed; without any nothing
+    waits."""
     model = state.models[m]
-    model.urgent_ns, model.latest_ns, model.oldest_ns = FOREVER_NS, 0, FOREVER_NS
+    if model.is_stale == 0:
+        return
+    model.is_stale, model.urgent_ns, model.oldest_ns = 0, FOREVER_NS, FOREVER_NS
     model.deadline_sum_ns, model.waiting_s, model.open_kv_bytes, model.bound = 0.0, 0.0, 0, 0
     for part in range(2):
         r = lists.first(state, lists.open_list(state, m, part))
@@ -93,7 +97,6 @@ def _count(state: State, r: int) -> None:
     req, due_ns = state.requests[r], next_deadline_ns(state, r)
     model = state.models[req.model]
     model.urgent_ns = min(model.urgent_ns, due_ns)
-    model.latest_ns = max(model.latest_ns, due_ns)
     model.oldest_ns = min(model.oldest_ns, req.arrival_ns)
     model.deadline_sum_ns += float(due_ns)
     model.open_kv_bytes += kv_bytes(state, r)
@@ -101,6 +104,22 @@ def _count(state: State, r: int) -> None:
         model.waiting_s += prefill_s(state.costs[0, req.model], context_tokens(state, r))
     if is_bound(state, r):
         model.bound += 1
+
+
+@inner
+def _uncount(state: State, r: int) -> None:
+    """Take an open request out of the sums of its model; a minimum must be sought anew."""
+    req, due_ns = state.requests[r], next_deadline_ns(state, r)
+    model = state.models[req.model]
+    if due_ns <= model.urgent_ns or req.arrival_ns <= model.oldest_ns:
+        model.is_stale = 1
+        return
+    model.deadline_sum_ns -= float(due_ns)
+    model.open_kv_bytes -= kv_bytes(state, r)
+    if req.phase == RequestPhase.WAITING:
+        model.waiting_s -= prefill_s(state.costs[0, req.model], context_tokens(state, r))
+    if is_bound(state, r):
+        model.bound -= 1
 
 
 @inner

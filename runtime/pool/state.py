@@ -76,9 +76,9 @@ MODEL = np.dtype(
         ("running_head", "i8"),  # the instances whose turn is of it: a list through `next_running`
         ("place", "i8"),  # in `open_models`; NONE without open work (open_work.py, also below)
         ("urgent_ns", "i8"),  # earliest next deadline of its open requests, or FOREVER
-        ("latest_ns", "i8"),
         ("oldest_ns", "i8"),  # earliest arrival
         ("open_kv_bytes", "i8"),
+        ("is_stale", "i8"),  # a request that a minimum came from was closed
         ("bound", "i8"),  # open requests that only some instances can take
         ("deadline_sum_ns", "f8"),
         ("waiting_s", "f8"),  # predicted prefill time of what waits, on the pool's first GPU type
@@ -198,6 +198,7 @@ POOL = np.dtype(
         ("ranked", "i8"),  # of these: with a priority other than 0
         ("open_models", "i8"),  # models that have such requests
         ("occupied", "i8"),  # instances in a turn
+        ("cancelling", "i8"),  # cancelled requests that a turn or a move still holds
         ("commands", "i8"),
         ("block_tokens", "i8"),
         ("lookahead_tokens", "i8"),
@@ -245,7 +246,7 @@ EVENT = np.dtype(
 )
 
 LONGEST_LOAD_S = 86_400.0
-GAP_BINS = 640  # token gaps, geometric bins of GAP_RATIO from GAP_FLOOR_S (slo.py)
+GAP_BINS = 1024  # token gaps, GAP_PARTS bins an octave from GAP_FLOOR_S (slo.py)
 
 
 class State(Tables):

@@ -26,7 +26,7 @@ from runtime.pool.memory import (
     capacity_bytes,
     context_tokens,
     drop_host_kv,
-    growth_bytes,
+    grown_blocks,
     kv_bytes,
     moved_bytes,
     release_kv,
@@ -293,15 +293,21 @@ def _steps(state: State, g: int, k: int, x: float, y: float) -> int:
     inst.compute_ns += duration
     inst.decoded_ns += duration
     inst.owes_step = 0
-    inst.kv_used_bytes += growth_bytes(state, g, k)
     batch = lists.instance_list(state, g, lists.BATCH)
-    size = lists.count(state, batch)
+    size, went_on, grown = lists.count(state, batch), 0, 0
     r = lists.first(state, batch)
     while r >= 0:
-        gap_s = (begin + curve_ns(x, y, 1) - requests[r].last_token_ns) / 1e9
-        count_gaps(state.gaps, gap_s, 0.0, 1, 1)
+        grown += grown_blocks(state, r, k)
+        if requests[r].last_token_ns == begin:
+            went_on += 1
+        else:
+            gap_s = (begin + curve_ns(x, y, 1) - requests[r].last_token_ns) / 1e9
+            count_gaps(state.gaps, gap_s, 0.0, 1, 1)
         account_run(requests, r, model.ttft_ns, model.tbt_ns, begin, x, y, k)
         r = requests[r].next
+    inst.kv_used_bytes += grown * model.block_bytes
+    if went_on > 0:
+        count_gaps(state.gaps, curve_ns(x, y, 1) / 1e9, 0.0, 1, went_on)
     if k > 1:
         count_gaps(state.gaps, x + y, y, k - 1, size)
     inst.batch_context_tokens += k * size
@@ -345,6 +351,8 @@ def _take_from_instance(state: State, g: int, r: int) -> None:
 @inner
 def _drop_cancelled(state: State, g: int) -> None:
     """Let go of members whose cancellation came while the turn computed."""
+    if state.pool[0].cancelling == 0:
+        return
     r = lists.first(state, lists.instance_list(state, g, lists.BATCH))
     while r >= 0:
         following = state.requests[r].next
@@ -442,6 +450,7 @@ def _cancel(state: State, r: int) -> int:
         end_request(state, r, RequestPhase.CANCELLED)
         return Outcome.OK
     req.is_cancelled = 1
+    state.pool[0].cancelling += 1
     if req.phase == RequestPhase.RUNNING:
         emit(state, Command.JOIN, req.instance)
     return Outcome.OK

@@ -56,6 +56,7 @@ def matches(state: State, r: int, tag: int) -> bool:
 def end_request(state: State, r: int, phase: int) -> None:
     """A request in no list and without KV is over; the driver takes its record."""
     state.requests[r].phase = phase
+    state.pool[0].cancelling -= state.requests[r].is_cancelled
     emit(state, Command.RETIRE, r)
 
 
@@ -391,8 +392,12 @@ def can_join(state: State, g: int, r: int) -> bool:
         return False
     if not is_claimable(state, g, r) or not matches(state, r, inst.turn_tag):
         return False
-    held = inst.kv_used_bytes + next_step_bytes(state, g)  # a join must not stop the others
-    return bool(held + admission_bytes(state, r) <= capacity_bytes(state, req.model))
+    room = capacity_bytes(state, req.model) - inst.kv_used_bytes - admission_bytes(state, r)
+    size = lists.count(state, lists.instance_list(state, g, lists.BATCH))
+    size += lists.count(state, lists.instance_list(state, g, lists.INCOMING))
+    if size * state.models[req.model].block_bytes <= room:
+        return True
+    return bool(room >= 0 and next_step_bytes(state, g) <= room)  # the others must not stop
 
 
 @inner

@@ -12,11 +12,12 @@ from runtime.core import NONE, NS
 from runtime.pool.state import GAP_BINS, REQUEST
 from runtime.slo import (
     GAP_FLOOR_S,
-    GAP_RATIO,
+    GAP_PARTS,
     account_run,
     count_gaps,
     count_on_time,
     curve_ns,
+    gap_edge_s,
     gap_quantile_s,
     qos_of,
 )
@@ -187,7 +188,7 @@ def test_gap_quantile_is_exact_to_one_bin(gaps_s: list[float], q: float) -> None
     for gap_s in gaps_s:
         count_gaps(bins, gap_s, 0.0, 1, 1)
     exact = sorted(gaps_s)[math.ceil(round(q * len(gaps_s), 9)) - 1]
-    assert gap_quantile_s(bins, q) == pytest.approx(exact, rel=GAP_RATIO - 1)
+    assert gap_quantile_s(bins, q) == pytest.approx(exact, rel=1 / GAP_PARTS)
 
 
 def test_gaps_beyond_the_histogram_fall_in_its_end_bins() -> None:
@@ -196,6 +197,13 @@ def test_gaps_beyond_the_histogram_fall_in_its_end_bins() -> None:
     count_gaps(bins, 1e9, 0.0, 2, 1)
     assert (bins[0], bins[-1]) == (3, 2)
     assert gap_quantile_s(bins, 0.5) == GAP_FLOOR_S
+
+
+@pytest.mark.parametrize("octave", [0, 3, 20])
+def test_gap_bins_divide_each_octave_evenly(octave: int) -> None:
+    edges = [gap_edge_s(1 + octave * GAP_PARTS + part) for part in range(GAP_PARTS + 1)]
+    low = GAP_FLOOR_S * 2**octave
+    assert edges == pytest.approx(np.linspace(low, 2 * low, GAP_PARTS + 1))
 
 
 def test_gap_quantile_without_gaps_is_nan() -> None:
