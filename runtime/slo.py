@@ -150,7 +150,7 @@ def qos_of(requests: Table, r: int, is_served: bool) -> float:
 
 @inner
 def gap_bin(gap_s: float) -> int:
-    """Bin 0 lies below GAP_FLOOR_S; bin 1 + GAP_PARTS*o + p begins at floor * 2^o * (1 + p/parts)."""
+    """Bin 0 lies below GAP_FLOOR_S; then each octave above it has GAP_PARTS bins."""
     if gap_s < GAP_FLOOR_S:
         return 0
     mantissa, octave = math.frexp(gap_s / GAP_FLOOR_S)
