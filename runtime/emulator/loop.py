@@ -16,6 +16,7 @@ from runtime.core import (
     RequestPhase,
     Stage,
 )
+from runtime.emulator.agenda import schedule
 from runtime.emulator.physics import cut_run, plan_stage
 from runtime.emulator.tables import Sim
 from runtime.emulator.transport import lose_transfers, plan_in, plan_out, replan_in, replan_out
@@ -67,15 +68,8 @@ def advance(sim: Sim) -> int:
 @inner
 def next_timer(sim: Sim) -> tuple[int, int, int]:
     """The earliest pending event as (time, kind, index); ties by kind, then index."""
-    best, kind, index = FOREVER_NS, 1 << 20, 0
-    for g in range(sim.timers.shape[0]):
-        timer = sim.timers[g]
-        if timer.out_ns < best or (timer.out_ns == best and kind > EventKind.KV_OUT_DONE):
-            best, kind, index = timer.out_ns, EventKind.KV_OUT_DONE.value, g
-        if timer.in_ns < best or (timer.in_ns == best and kind > timer.in_kind):
-            best, kind, index = timer.in_ns, timer.in_kind, g
-        if timer.compute_ns < best or (timer.compute_ns == best and kind > timer.kind):
-            best, kind, index = timer.compute_ns, timer.kind, g
+    index = sim.agenda[1]
+    best, kind = sim.timers[index].due_ns, sim.timers[index].due_kind
     cursor = sim.control[0].cursor
     if cursor < sim.arrivals.time_ns.shape[0]:
         due = sim.arrivals.time_ns[cursor]
@@ -154,11 +148,13 @@ def _fire(sim: Sim, time_ns: int, kind: int, index: int) -> None:
     event.instance = index
     if kind == EventKind.KV_OUT_DONE:
         event.n, timer.out_ns = timer.out_n, FOREVER_NS
+        schedule(timers, sim.agenda, index)
         commit(sim)
         plan_out(sim, index)
         return
     if kind == EventKind.WEIGHTS_READY:
         timer.in_ns = FOREVER_NS
+        schedule(timers, sim.agenda, index)
         commit(sim)
         return
     if kind == EventKind.KV_IN_DONE:

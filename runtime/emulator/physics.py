@@ -8,6 +8,7 @@ import numpy as np
 
 from runtime.compiled import inner, kernel
 from runtime.core import FOREVER_NS, EventKind, Stage
+from runtime.emulator.agenda import schedule
 from runtime.emulator.noise import factor
 from runtime.emulator.tables import Sim
 from runtime.pool import lists
@@ -37,6 +38,7 @@ def plan_stage(sim: Sim, g: int) -> None:
     elif stage == Stage.ENDING:
         timer.kind = EventKind.TURN_ENDED
         timer.compute_ns = now
+    schedule(sim.timers, sim.agenda, g)
 
 
 @inner
@@ -140,3 +142,4 @@ def cut_run(sim: Sim, g: int) -> None:
         elapsed = sim.state.pool[0].now_ns - timer.began_ns
         timer.n = first_step_at(timer.x, timer.y, elapsed, timer.n)
         timer.compute_ns = timer.began_ns + curve_ns(timer.x, timer.y, timer.n)
+        schedule(sim.timers, sim.agenda, g)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.core import FOREVER_NS, NONE, NS
+from runtime.emulator.agenda import NOTHING_DUE, new_agenda
 from runtime.pool.state import EVENT, Record, State, Table, grow_requests
 from runtime.tables import Field, Tables
 from traces import Trace
@@ -33,6 +34,8 @@ TIMER = np.dtype(
         ("out_n", "i8"),
         ("in_kind", "i8"),  # EventKind of the way in: WEIGHTS_READY or KV_IN_DONE
         ("kind", "i8"),  # EventKind of the compute timer
+        ("due_ns", "i8"),  # the earliest of the three timers, and its kind
+        ("due_kind", "i8"),
         ("stages", "i8"),  # prefill and decode stages planned so far
     ],
     align=True,
@@ -99,6 +102,7 @@ class Sim(Tables):
     layout: ClassVar = {
         "state": State,
         "timers": Field(TIMER),
+        "agenda": Field(np.int64),
         "arrivals": Arrivals,
         "script": Field(EVENT),
         "slot": Field(np.int64),
@@ -110,6 +114,7 @@ class Sim(Tables):
     }
     state: State
     timers: Table
+    agenda: npt.NDArray[np.int64]
     arrivals: Arrivals
     script: Table
     slot: npt.NDArray[np.int64]
@@ -152,6 +157,7 @@ def new_sim(
     timers = np.zeros(len(state.instances), TIMER)
     timers["compute_ns"] = timers["in_ns"] = timers["out_ns"] = FOREVER_NS
     timers["in_since_ns"] = NONE
+    timers["due_ns"], timers["due_kind"] = FOREVER_NS, NOTHING_DUE
     control = np.zeros(1, CONTROL)
     control["horizon_ns"] = FOREVER_NS if horizon_s is None else round(horizon_s * NS)
     control["ttft_timeout_ns"] = round(ttft_timeout_s * NS)
@@ -166,6 +172,7 @@ def new_sim(
     return Sim(
         state=state,
         timers=timers,
+        agenda=new_agenda(len(timers)),
         arrivals=arrivals,
         script=np.zeros(0, EVENT) if script is None else script,
         slot=np.full(n_requests, NONE, np.int64),

@@ -6,6 +6,7 @@ the port's transfers in its direction make it, and is settled whenever their num
 
 from runtime.compiled import inner
 from runtime.core import FOREVER_NS, NONE, EventKind, KvPlace
+from runtime.emulator.agenda import schedule
 from runtime.emulator.tables import Sim
 from runtime.pool import lists
 from runtime.pool.costs import (
@@ -38,6 +39,7 @@ def plan_in(sim: Sim, g: int) -> None:
         timer.in_ns = inst.load_since_ns + left
     else:
         timer.in_ns = FOREVER_NS
+    schedule(sim.timers, sim.agenda, g)
 
 
 @inner
@@ -79,6 +81,7 @@ def _stretch_out(sim: Sim, g: int) -> None:
     timer = sim.timers[g]
     timer.out_slow = slowness(sim.state.links[sim.state.instances[g].port].out_flows, 1.0)
     timer.out_ns = timer.out_since_ns + stretched_ns(timer.out_left_ns, timer.out_slow)
+    schedule(sim.timers, sim.agenda, g)
 
 
 @inner
@@ -86,6 +89,7 @@ def lose_transfers(sim: Sim, g: int) -> None:
     """g has failed: nothing moves there any more."""
     timer = sim.timers[g]
     timer.in_ns, timer.out_ns, timer.in_since_ns = FOREVER_NS, FOREVER_NS, NONE
+    schedule(sim.timers, sim.agenda, g)
 
 
 @inner

@@ -128,7 +128,7 @@ def test_models_due_at_once_come_in_order_of_appearance(hand_pool: Any) -> None:
 
 def test_urgency_is_the_next_deadline_not_the_age(hand_pool: Any) -> None:
     """An old request with many tokens emitted is due later than a young one without any."""
-    pool = hand_pool()
+    pool = hand_pool(weights=(100, 100, 100), instances_per_node=2)
     pool.arrive(0)
     pool.start(0, 0)
     pool.prefill(0)
@@ -137,7 +137,21 @@ def test_urgency_is_the_next_deadline_not_the_age(hand_pool: Any) -> None:
         assert pool.req(r)["emitted_tokens"] == 31
     pool.apply(EventKind.TURN_ENDED, instance=0)
     pool.arrive(1, at_s=2.0)  # due at 3 s
-    assert pool.rows(TURN, 0, 1) == ([1], 1)
+    pool.arrive(2)
+    pool.start(0, 2)  # the KV of model 0 leaves
+    pool.apply(EventKind.KV_OUT_DONE, instance=0, n=1)
+    assert pool.rows(TURN, 1, 1) == ([1], 1)
+    assert pool.rows(TURN, 1, 2) == ([1, 0], 0)
+
+
+def test_models_that_an_instance_holds_always_have_a_row(hand_pool: Any) -> None:
+    """Model 5 is the least urgent, but loaded on instance 0."""
+    pool = urgent_pool(hand_pool, instances_per_node=2)
+    pool.start(0, 5)
+    pool.prefill(0)
+    pool.apply(EventKind.TURN_ENDED, instance=0)
+    assert pool.rows(TURN, 0, 3) == ([4, 3, 5], 3)
+    assert pool.rows(TURN, 1, 3) == ([4, 3, 2], 3)
 
 
 @pytest.mark.parametrize(("now_s", "rows"), [(0.4, [0, 1]), (0.6, [0]), (0.9, [0, 1])])
