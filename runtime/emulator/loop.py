@@ -36,6 +36,7 @@ class Signal(IntEnum):
     END = 1  # nothing will ever happen again, or the horizon is reached
     SLOTS_FULL = 2
     JOURNAL_FULL = 3
+    ARRIVALS_OUT = 5  # the next chunk of a stream is due
     STUCK = 4  # requests in flight, nothing pending: a policy that never serves them
 
 
@@ -47,6 +48,8 @@ def advance(sim: Sim) -> int:
         room = sim.journal.shape[0] - control.journal_rows - state.pool[0].in_flight
         if control.is_journaling != 0 and room < BOUNDARY_ROWS:
             return Signal.JOURNAL_FULL
+        if control.cursor == sim.arrivals.time_ns.shape[0] and control.has_more != 0:
+            return Signal.ARRIVALS_OUT
         time_ns, kind, index = next_timer(sim)
         if time_ns > state.pool[0].now_ns:
             decision, which = next_decision(state)
@@ -106,10 +109,10 @@ def _oldest_waiting(sim: Sim) -> int:
     while control.expired < control.cursor:
         r = sim.slot[control.expired]
         req = sim.state.requests[r]
-        if req.id == control.expired and req.phase == RequestPhase.WAITING:
+        if req.id == control.base + control.expired and req.phase == RequestPhase.WAITING:
             if req.emitted_tokens == 0:
                 return control.expired
-        if req.id == control.expired and req.phase == RequestPhase.RUNNING:
+        if req.id == control.base + control.expired and req.phase == RequestPhase.RUNNING:
             if req.emitted_tokens == 0:
                 return _later_waiting(sim)
         control.expired += 1
@@ -121,7 +124,11 @@ def _later_waiting(sim: Sim) -> int:
     """Behind a request whose prefill is under way: the next that waits unowned, or NONE."""
     for i in range(sim.control[0].expired, sim.control[0].cursor):
         req = sim.state.requests[sim.slot[i]]
-        if req.id == i and req.phase == RequestPhase.WAITING and req.emitted_tokens == 0:
+        if (
+            req.id == sim.control[0].base + i
+            and req.phase == RequestPhase.WAITING
+            and req.emitted_tokens == 0
+        ):
             return i
     return NONE
 
@@ -138,7 +145,7 @@ def _fire(sim: Sim, time_ns: int, kind: int, index: int) -> None:
         _arrive(sim, index)
         return
     if kind == EventKind.EXPIRE:
-        event.request, event.id = sim.slot[index], index
+        event.request, event.id = sim.slot[index], sim.control[0].base + index
         commit(sim)
         return
     if kind >= EventKind.CANCEL:
@@ -187,7 +194,7 @@ def _fire_kv_in(sim: Sim, g: int) -> None:
 @inner
 def _arrive(sim: Sim, index: int) -> None:
     event, arrivals, control = sim.event[0], sim.arrivals, sim.control[0]
-    event.id, event.model = index, arrivals.model[index]
+    event.id, event.model = control.base + index, arrivals.model[index]
     event.n, event.tag = arrivals.prompt_tokens[index], arrivals.priority[index]
     sim.slot[index] = sim.state.pool[0].free_head
     control.cursor += 1
@@ -201,9 +208,10 @@ def _fire_script(sim: Sim, row: int) -> None:
     control.scripted += 1
     if due.kind == EventKind.CANCEL:
         if due.id < control.cursor:
-            req = sim.state.requests[sim.slot[due.id]]
+            r = sim.slot[due.id]
+            req = sim.state.requests[r]
             if req.id == due.id and req.list != NONE and req.is_cancelled == 0:
-                event.id, event.request = due.id, sim.slot[due.id]
+                event.id, event.request = due.id, r
                 commit(sim)
         return
     g = due.instance
@@ -236,7 +244,10 @@ def _fire_tokens(sim: Sim, g: int, kind: int, n: int) -> None:
         r = sim.touched[i]
         req = state.requests[r]
         is_live = req.list != NONE  # not cancelled at this boundary
-        if is_live and req.emitted_tokens >= sim.arrivals.output_tokens[req.id]:
+        if (
+            is_live
+            and req.emitted_tokens >= sim.arrivals.output_tokens[req.id - sim.control[0].base]
+        ):
             event.request, event.id = r, req.id
             record(sim)
     drain(sim)
@@ -299,7 +310,7 @@ def retire(sim: Sim, r: int) -> None:
 @inner
 def keep(sim: Sim, r: int) -> None:
     req = sim.state.requests[r]
-    result = sim.results[req.id]
+    result = sim.results[req.id - sim.control[0].base]
     result.first_token_ns, result.last_token_ns = req.first_token_ns, req.last_token_ns
     result.stall_ns, result.phase = req.stall_ns, req.phase
     result.emitted_tokens, result.on_time_tokens = req.emitted_tokens, req.on_time_tokens
@@ -324,7 +335,10 @@ def missed_deadlines(sim: Sim) -> int:
         model = state.models[req.model]
         overdue_ns = now - req.arrival_ns - model.ttft_ns
         if overdue_ns > 0:
-            due = min(sim.arrivals.output_tokens[req.id], (overdue_ns - 1) // model.tbt_ns + 1)
+            due = min(
+                sim.arrivals.output_tokens[req.id - sim.control[0].base],
+                (overdue_ns - 1) // model.tbt_ns + 1,
+            )
             total += max(0, due - req.emitted_tokens)
     return total
 

@@ -96,7 +96,7 @@ def _plan_decode(sim: Sim, g: int) -> None:
     r = lists.first(state, batch)
     while r >= 0:
         req = state.requests[r]
-        k = min(k, sim.arrivals.output_tokens[req.id] - req.emitted_tokens)
+        k = min(k, sim.arrivals.output_tokens[req.id - sim.control[0].base] - req.emitted_tokens)
         r = req.next
     timer.end_n = k
     timer.x = step_s(cost, inst.batch_context_tokens, size)

@@ -8,11 +8,12 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from runtime.core import FOREVER_NS, NONE, NS
+from runtime.core import FOREVER_NS, NONE, NS, RequestPhase
 from runtime.emulator.agenda import NOTHING_DUE, new_agenda
 from runtime.pool.state import EVENT, Record, State, Table, grow_requests
 from runtime.tables import Field, Tables
 from traces import Trace
+from traces.stream import Chunk
 
 TIMER = np.dtype(
     [
@@ -58,7 +59,9 @@ RESULT = np.dtype(
 )
 CONTROL = np.dtype(
     [
+        ("base", "i8"),  # id of the first arrival in the tables; 0 but in a stream
         ("cursor", "i8"),  # next arrival
+        ("has_more", "i8"),  # more arrivals will follow those in the tables
         ("scripted", "i8"),  # next event of the script
         ("expired", "i8"),  # arrivals whose time limit was looked at
         ("horizon_ns", "i8"),
@@ -125,7 +128,7 @@ class Sim(Tables):
     touched: npt.NDArray[np.int64]
 
 
-def arrivals_of(trace: Trace) -> Arrivals:
+def arrivals_of(trace: Trace | Chunk) -> Arrivals:
     priority = trace.priority
     return Arrivals(
         time_ns=np.rint(np.asarray(trace.arrival_s) * NS).astype(np.int64),
@@ -136,6 +139,45 @@ def arrivals_of(trace: Trace) -> Arrivals:
         if priority is None
         else priority.astype(np.int8),
     )
+
+
+def first_live(sim: Sim) -> int:
+    """Arrivals in the tables before the oldest request that is not over."""
+    control, requests = sim.control[0], sim.state.requests
+    live = requests["id"][requests["phase"] != RequestPhase.FREE]
+    return (
+        int(min(control["cursor"], *(live - control["base"])))
+        if len(live)
+        else int(control["cursor"])
+    )
+
+
+def feed(sim: Sim, chunk: Arrivals) -> Table:
+    """Let `chunk` follow the arrivals in the tables; returns the results of those now let go of:
+    the ones before the oldest request that is not over."""
+    gone, control = first_live(sim), sim.control[0]
+    results = sim.results[:gone]
+    for name in Arrivals.layout:
+        column = np.concatenate([getattr(sim.arrivals, name)[gone:], getattr(chunk, name)])
+        sim.arrivals.put(name, column)
+    sim.put("results", np.concatenate([sim.results[gone:], results_of(chunk)]))
+    more = np.full(len(chunk.time_ns), NONE, np.int64)
+    sim.put("slot", np.concatenate([sim.slot[gone:], more]))
+    control["base"] += gone
+    control["cursor"] -= gone
+    control["expired"] = max(0, control["expired"] - gone)
+    return results
+
+
+def results_of(arrivals: Arrivals) -> Table:
+    """Results of requests that have not been admitted."""
+    results = np.zeros(len(arrivals.time_ns), RESULT)
+    results["arrival_ns"] = arrivals.time_ns
+    results["model"] = arrivals.model
+    results["prompt_tokens"] = arrivals.prompt_tokens
+    results["due_tokens"] = arrivals.output_tokens
+    results["first_token_ns"] = NONE
+    return results
 
 
 def new_sim(
@@ -163,12 +205,6 @@ def new_sim(
     control["ttft_timeout_ns"] = round(ttft_timeout_s * NS)
     control["is_journaling"] = journal_rows > 0
     control["noise"], control["seed"] = noise, seed
-    results = np.zeros(n_requests, RESULT)
-    results["arrival_ns"] = arrivals.time_ns
-    results["model"] = arrivals.model
-    results["prompt_tokens"] = arrivals.prompt_tokens
-    results["due_tokens"] = arrivals.output_tokens
-    results["first_token_ns"] = NONE
     return Sim(
         state=state,
         timers=timers,
@@ -176,7 +212,7 @@ def new_sim(
         arrivals=arrivals,
         script=np.zeros(0, EVENT) if script is None else script,
         slot=np.full(n_requests, NONE, np.int64),
-        results=results,
+        results=results_of(arrivals),
         journal=np.zeros(journal_rows, EVENT),
         event=np.zeros(1, EVENT),
         control=control,
