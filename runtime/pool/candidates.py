@@ -163,37 +163,26 @@ def row_mask(state: State, kind: int, g: int, m: int) -> int:
 def fill_rows(state: State, kind: int, g: int, rows: npt.NDArray[np.int64]) -> tuple[int, int]:
     """Write the candidates of a TURN or PREFETCH on g into `rows` [K]; (count, overflow).
 
-    First those on time, most urgent first, then those with a late request, latest deadline first,
-    at the end the models whose weights g holds, which always have room. A TURN keeps the rows of
-    the highest rank only: the starving ones, else the highest priority.
+    First the models whose weights g holds, then those on time, most urgent first, then those with
+    a late request, latest deadline first. A TURN keeps the rows of the highest rank only: the
+    starving ones, else the highest priority.
     """
-    count, top, pool = 0, LEAST_RANK, state.pool[0]
+    count, seen, top, pool = 0, 0, LEAST_RANK, state.pool[0]
     is_ranked = kind == DecisionKind.TURN and (pool.max_wait_ns > 0 or pool.ranked > 0)
-    total, middle, held = pool.open_models, first_on_time(state), held_models(state, g)
-    room, seen = max(0, rows.shape[0] - held), held
+    for s in range(state.slots.shape[1]):
+        m = state.slots[g, s].model
+        if m != NONE and has_open_work(state, m):
+            seen += 1
+            count, top = _offer(state, kind, g, m, is_ranked, rows, count, top)
+    total, middle = pool.open_models, first_on_time(state)
     for i in range(total):
-        if count == room and not is_ranked:
+        if count == rows.shape[0] and not is_ranked:
             break
         m = state.open_models[middle + i if middle + i < total else total - 1 - i]
         if slot_of(state, g, m) == NONE:
             seen += 1
-            count, top = _offer(state, kind, g, m, is_ranked, rows[:room], count, top)
-    for s in range(state.slots.shape[1] if held > 0 else 0):
-        m = state.slots[g, s].model
-        if m != NONE and has_open_work(state, m):
             count, top = _offer(state, kind, g, m, is_ranked, rows, count, top)
     return count, total - seen
-
-
-@inner
-def held_models(state: State, g: int) -> int:
-    """Models with open work whose weights g holds or loads."""
-    held = 0
-    for s in range(state.slots.shape[1]):
-        m = state.slots[g, s].model
-        if m != NONE and has_open_work(state, m):
-            held += 1
-    return held
 
 
 @inner

@@ -165,7 +165,7 @@ def test_scenario_that_cannot_be_names_key_and_value(
 def test_scenario_next_to_no_requests_is_refused_not_waited_for(scenario: ScenarioSpec) -> None:
     lone: Trace = scenario.trace.rows(slice(1))
     lone = replace(lone, arrival_s=np.array([5000.0]))
-    pools = Pools(replace(scenario, trace=lone, end_s=1e6, load_scale=(1.0, 1.0)), 1)
+    pools = Pools(replace(scenario, trace=lone, end_s=1e9, load_scale=(1.0, 1.0)), 1)
     with pytest.raises(UserError, match="trace small: none of 1000 windows has a decision"):
         pools.reset(0)
 

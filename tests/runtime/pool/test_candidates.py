@@ -150,7 +150,7 @@ def test_models_that_an_instance_holds_always_have_a_row(hand_pool: Any) -> None
     pool.start(0, 5)
     pool.prefill(0)
     pool.apply(EventKind.TURN_ENDED, instance=0)
-    assert pool.rows(TURN, 0, 3) == ([4, 3, 5], 3)
+    assert pool.rows(TURN, 0, 3) == ([5, 4, 3], 3)
     assert pool.rows(TURN, 1, 3) == ([4, 3, 2], 3)
 
 
