@@ -24,7 +24,7 @@ from runtime.pool.state import State
 from runtime.protocol import Oracle, Places, Policy
 from traces import Trace
 
-EXAMPLES, LONG_EXAMPLES = 60, 600
+EXAMPLES, LONG_EXAMPLES = 30, 600
 CAUSAL = [name for name in POLICIES if not isinstance(make_policy(name), Oracle)]
 
 

@@ -38,26 +38,20 @@ class Scenario(NamedTuple):
 @st.composite
 def traces(draw: st.DrawFn) -> Trace:
     """A few models and requests; arrivals often coincide, with each other and with round times."""
-    models = draw(st.integers(1, 5))
-    gaps = st.sampled_from([0.0, 0.0, 0.05]) | st.floats(0.0, draw(st.sampled_from([0.05, 0.6])))
-    longest = draw(st.sampled_from([40, 600, 3000]))
-    most = draw(st.sampled_from([40, 40, 4, 1]))
-    request = st.tuples(
-        gaps, st.integers(0, models - 1), st.integers(1, longest), st.integers(1, most)
-    )
-    least = draw(one_of(18, 10, 4, 1))
-    rows = draw(st.lists(request, min_size=least, max_size=least + 4))
-    ranks = draw(st.lists(st.integers(0, 2), min_size=len(rows), max_size=len(rows)))
-    gap, model, prompt, output = zip(*rows, strict=True)
+    n, models = draw(one_of(40, 24, 12, 3)), draw(one_of(2, 1, 3, 5))
+    longest, most = draw(one_of(1000, 3000, 300, 40)), draw(one_of(60, 60, 8, 1))
+    mean_gap_s, grid_s = draw(one_of(0.02, 0.1, 0.4)), draw(one_of(0.0, 0.0, 0.05))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    arrival_s = np.cumsum(rng.exponential(mean_gap_s, n))
     return Trace(
         name="random",
         kind=TraceKind.SYNTHETIC,
         models=tuple(f"m{i}" for i in range(models)),
-        model=np.array(model, np.int32),
-        arrival_s=np.cumsum(gap),
-        prompt_tokens=np.array(prompt, np.int32),
-        output_tokens=np.array(output, np.int32),
-        priority=np.array(ranks, np.int8),
+        model=rng.integers(0, models, n).astype(np.int32),
+        arrival_s=np.floor(arrival_s / grid_s) * grid_s if grid_s > 0 else arrival_s,
+        prompt_tokens=rng.integers(1, longest, n).astype(np.int32),
+        output_tokens=rng.integers(1, 1 + most, n).astype(np.int32),
+        priority=rng.integers(0, 3, n).astype(np.int8),
     )
 
 
@@ -84,12 +78,12 @@ def pools(draw: st.DrawFn) -> PoolSpec:
         instances_per_node=per_node,
         tp=tp,
         roles=draw(roles(nodes * per_node)),
-        vram_bytes=held + draw(one_of(30, 4, 2, 1)) * GB,
+        vram_bytes=held + int(draw(one_of(30, 3, 1, 0.5)) * GB),
         kv_fraction=draw(one_of(0.9, 0.5)),
         weight_slots=slots,
         weight_budget_bytes=budget,
         slots_reserved=is_reserved,
-        h2d_bytes_s=draw(one_of(50e9, 16e9)),
+        h2d_bytes_s=draw(one_of(50e9, 16e9, 200e9)),
         d2h_bytes_s=draw(one_of(50e9, 2e9)),
         instances_per_port=draw(one_of(2, 1)),
         load_chunk_bytes=draw(one_of(0, 256_000_000, 4 * GB)),
@@ -140,7 +134,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     times = one_of(0.0, 0.5) | st.floats(0.0, trace.span_s + 1.0)
     cancels = st.tuples(times, st.just(EventKind.CANCEL), st.integers(0, trace.requests - 1))
     machines = st.integers(0, pool.instances - 1)
-    fails = st.tuples(times, one_of(EventKind.INSTANCE_FAILED), machines)
+    ways = one_of(EventKind.INSTANCE_FAILED, EventKind.INSTANCE_JOINED)
+    fails = st.tuples(times, ways, machines)
     script = draw(st.lists(cancels | fails, max_size=draw(one_of(0, 4))))
     end = [(trace.span_s + 9, EventKind.INSTANCE_JOINED, g) for g in range(pool.instances)]
     own = ModelSlo(ttft_s=draw(one_of(0.2, 2.0)), tbt_s=draw(one_of(0.01, 0.3)))
@@ -149,7 +144,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         trace=trace,
         pool=replace(pool, dispatch=dispatch, prefetch=mode),
         slo=replace(slo, models={"m0": own}) if draw(st.booleans()) else slo,
-        horizon_s=draw(st.none() | st.none() | st.floats(0.1, 3.0)),
+        horizon_s=draw(one_of(None, None, None, 1.0, 3.0)),
         script=(*script, *end),
         rule=rule,
         seed=draw(st.integers(0, 1 << 30)),

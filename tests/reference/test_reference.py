@@ -41,7 +41,7 @@ from runtime.pool.state import State, Table
 from runtime.pool.transitions import Outcome, apply, release
 from traces import Trace
 
-EXAMPLES, LONG_EXAMPLES = 400, 6000
+EXAMPLES, LONG_EXAMPLES = 300, 6000
 
 
 class Rules:
