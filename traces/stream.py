@@ -47,8 +47,8 @@ class TraceStream:
     """Requests in order of arrival, and what is known of them before the first one.
 
     `models` [M] may hold models without a request; `optional` names the optional columns it has.
-    Each call of `chunks` starts from the first
-    request again and gives the same rows; how they are cut into chunks is no part of the trace.
+    Each call of `chunks` starts from the first request again and gives the same rows; how they are
+    cut into chunks is no part of the trace.
     """
 
     name: str
@@ -61,8 +61,8 @@ class TraceStream:
     licence: str = "not stated"
 
     def chunks(self) -> Iterator[Chunk]:
-        """Raises TraceError where a chunk starts before the last one ended."""
-        latest_s = 0.0
+        """Raises TraceError where a chunk starts before the last one ended, or there is none."""
+        latest_s, is_empty = 0.0, True
         for chunk in self.start():
             if chunk.requests == 0:
                 continue
@@ -71,8 +71,11 @@ class TraceStream:
                     f"trace {self.name}: arrival_s {chunk.arrival_s[0]} after {latest_s}:"
                     " expected requests in order of arrival"
                 )
-            latest_s = float(chunk.arrival_s[-1])
+            latest_s, is_empty = float(chunk.arrival_s[-1]), False
             yield chunk
+        if is_empty:
+            step = f" after: {self.lineage[-1]}" if self.lineage else ""
+            raise TraceError(f"trace {self.name}: no requests{step}: expected at least one")
 
 
 def of_trace(trace: Trace, rows: int = CHUNK_ROWS) -> TraceStream:
@@ -110,10 +113,7 @@ def pieces(chunk: Chunk, rows: int = CHUNK_ROWS) -> Iterator[Chunk]:
 
 def collect(stream: TraceStream) -> Trace:
     """The whole trace in memory. Raises TraceError when it has no request."""
-    chunks = list(stream.chunks())
-    if not chunks:
-        raise TraceError(f"trace {stream.name}: no requests: expected at least one")
-    whole = joined(chunks)
+    whole = joined(stream.chunks())
     model, models = renumbered(whole.model, stream.models)
     return Trace(
         name=stream.name,

@@ -57,6 +57,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    refuse_unused(config)
     out = checked_out(config)
     if config.action is Action.FETCH:
         fetched(config.trace)
@@ -131,6 +132,16 @@ def fetched(source: TraceSource) -> None:
             lambda done, total: bar.update(task, completed=done, total=total, visible=True),
         )
     console.print(path, soft_wrap=True)
+
+
+def refuse_unused(config: Config) -> None:
+    """Raises UserError for a key that the action would not look at."""
+    action = f"action={config.action}"
+    for key, value in (("steps", config.steps), ("recipe", config.recipe)):
+        if value and config.action is not Action.COMPOSE:
+            raise UserError(f"{key}: {action} has no steps; did you mean action=compose?")
+    if config.action is Action.GENERATE and config.trace != TraceSource():
+        raise UserError(f"trace: {action} reads no trace; expected keys of market alone")
 
 
 def checked_out(config: Config) -> Path | None:

@@ -1,6 +1,7 @@
 """`TraceStream`: chunks of any size are the same trace."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,12 @@ def test_chunks_start_again_each_time() -> None:
 
 def test_chunks_leave_out_empty_ones() -> None:
     assert [c.requests for c in stream(chunk(), chunk(1.0), chunk()).chunks()] == [1]
+
+
+def test_chunks_without_a_request_are_refused() -> None:
+    nothing = replace(stream(chunk()), lineage=("read t.csv", "thin 0.1"))
+    with pytest.raises(TraceError, match=r"^trace t: no requests after: thin 0\.1: expected"):
+        list(nothing.chunks())
 
 
 def test_chunks_out_of_order_are_refused() -> None:

@@ -151,6 +151,16 @@ def test_streamed_market_is_described_in_part(cli: Callable[..., Any], tmp_path:
         ),
         (["action=compose", "out=x.csv", "recipe=no.yaml"], "recipe=no.yaml: [Errno 2] No such"),
         (["action=generate", "out=a/x.csv", "market.rate_rps=1e-9"], "no request falls in 3600 s"),
+        (
+            ["action=compose", "out=a/x.csv", "steps=[market market_demo,window 1e8]"],
+            "trace market_demo: no requests after: window start_s=1e+08: expected at least one",
+        ),
+        (["steps=[thin 0.5]"], "steps: action=describe has no steps; did you mean action=compose?"),
+        (["action=import", "recipe=r.yaml", "out=x.csv"], "recipe: action=import has no steps"),
+        (
+            ["action=generate", "trace.path=x.csv", "out=x.csv"],
+            "trace: action=generate reads no trace; expected keys of market alone",
+        ),
         (["action=import"], "out=null: action=import needs a file to write, as out=x.parquet"),
         (["action=generate"], "out=null: action=generate needs a file"),
         (["action=generate", "out=sub/x.parqet"], "out=sub/x.parqet: cannot write '.parqet'"),
