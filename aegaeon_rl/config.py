@@ -142,6 +142,8 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
+    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)  # 80e9, as YAML reads it
     if type(value) is not kind or value != value:
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
         raise UserError(f"{where}={value!r}: expected {names[kind]}")

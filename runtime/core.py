@@ -167,8 +167,10 @@ class SloSpec:
         for where, slo in {"slo": self, **own}.items():
             for name in ("ttft_s", "tbt_s"):
                 value = getattr(slo, name)
-                if value is not None and not 0 < value < FOREVER_NS / NS:
-                    raise UserError(f"{where}.{name}={value}: expected more than 0 seconds")
+                if value is None or 0 < value < FOREVER_NS / NS:
+                    continue
+                bound = f"less than {FOREVER_NS / NS:.3g}" if value > 0 else "more than 0"
+                raise UserError(f"{where}.{name}={value}: expected {bound} seconds")
 
     def of(self, model: str) -> "SloSpec":
         """What holds for one model."""

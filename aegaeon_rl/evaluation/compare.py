@@ -18,7 +18,7 @@ from aegaeon_rl.evaluation.bootstrap import (
 )
 from aegaeon_rl.evaluation.metrics import Sample, merged, metrics, sample_of
 from aegaeon_rl.evaluation.spec import EvaluationSpec, Window, plan_windows
-from runtime.core import NS, PoolSpec, SloSpec
+from runtime.core import FOREVER_NS, NS, PoolSpec, SloSpec
 from runtime.emulator.profile import load_profile
 from runtime.emulator.run import build_state, run
 from runtime.errors import UserError, nearest
@@ -144,6 +144,7 @@ def check(plan: Plan, policies: Sequence[Policy]) -> str:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"policies: {name!r} is listed twice: expected different policies")
+    check_deadlines(plan.trace, plan.slo)
     for load, window in product(plan.loads, plan.windows):
         window_trace(plan.trace, window, load)
     profile = load_profile(plan.pool.profile)
@@ -204,6 +205,16 @@ def last_deadline_s(trace: Trace, slo: SloSpec) -> float:
     ttft_s = np.array([own.ttft_s for own in slos])[trace.model]
     tbt_s = np.array([own.tbt_s for own in slos])[trace.model]
     return float((trace.arrival_s + ttft_s + tbt_s * trace.output_tokens).max())
+
+
+def check_deadlines(trace: Trace, slo: SloSpec) -> None:
+    """Raises UserError when a token is due later than the pool's clock goes."""
+    last_s, most_s = last_deadline_s(trace, slo), FOREVER_NS / NS
+    if not last_s < most_s:
+        raise UserError(
+            f"slo.ttft_s={slo.ttft_s:g}, slo.tbt_s={slo.tbt_s:g} (or slo.models): the last token of"
+            f" {trace.name} is due after {last_s:.3g} s: expected less than {most_s:.3g}"
+        )
 
 
 def window_trace(trace: Trace, window: Window, load: float) -> tuple[Trace, float]:

@@ -1,10 +1,13 @@
 """How a comparison is run: windows, seeds, loads, and the bootstrap behind its intervals."""
 
 from dataclasses import dataclass
-from math import inf
 from typing import NamedTuple
 
+from runtime.core import check_within
 from runtime.errors import UserError
+
+LARGEST_LOAD = 1e6
+COUNTS = {"windows": (0, 100_000), "seeds": (1, 10_000), "draws": (100, 100_000)}  # least and most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +32,8 @@ class EvaluationSpec:
     export_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for name, least in (("windows", 0), ("seeds", 1), ("draws", 100)):
-            if getattr(self, name) < least:
-                raise UserError(f"evaluate.{name}={getattr(self, name)}: expected at least {least}")
+        for name, (low, high) in COUNTS.items():
+            check_within(f"evaluate.{name}", getattr(self, name), low, high)
         for name in ("window_s", "gantt_s", "export_s"):
             if not getattr(self, name) > 0:
                 raise UserError(f"evaluate.{name}={getattr(self, name)}: expected more than 0 s")
@@ -42,8 +44,10 @@ class EvaluationSpec:
         for name in ("confidence", "target"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"evaluate.{name}={getattr(self, name)}: expected between 0 and 1")
-        if not self.loads or not all(0 < load < inf for load in self.loads):
-            raise UserError(f"evaluate.loads={list(self.loads)}: expected positive multiples")
+        if not self.loads or not all(0 < load <= LARGEST_LOAD for load in self.loads):
+            raise UserError(
+                f"evaluate.loads={list(self.loads)}: expected positive multiples, at most 1e6"
+            )
 
 
 class Window(NamedTuple):

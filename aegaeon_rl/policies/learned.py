@@ -205,7 +205,8 @@ def load_weights(path: Path) -> Weights:
             stated = str(data["spec_hash"])
             weights = Weights(*(np.ascontiguousarray(data[n], np.float32) for n in Weights._fields))
     except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        stated = str(getattr(error, "strerror", None) or error)
+        reason = stated.splitlines()[0] if stated else type(error).__name__
         raise UserError(f"{path}: not policy weights: {reason}") from None
     if stated != SPEC_HASH:
         raise UserError(f"{path}: trained on feature spec {stated}, this version has {SPEC_HASH}")

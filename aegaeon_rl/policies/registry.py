@@ -37,10 +37,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 }
 
 
-def make_policy(name: str) -> Policy:
+def make_policy(name: str, key: str = "policies") -> Policy:
     """A policy by name, or a trained one by its folder (or the folder's weights.npz).
 
-    Raises UserError with the nearest name.
+    Raises UserError that names `key`, with the nearest name.
     """
     if name in POLICIES:
         return POLICIES[name]()
@@ -49,4 +49,4 @@ def make_policy(name: str) -> Policy:
         path = path / FILE
     if path.suffix == ".npz":
         return Learned.load(path, name=name.rstrip("/"))
-    raise UserError(f"policies={name!r}: {nearest(name, POLICIES)}; or a folder with {FILE}")
+    raise UserError(f"{key}={name!r}: {nearest(name, POLICIES)}; or a folder with {FILE}")

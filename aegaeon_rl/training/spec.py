@@ -4,8 +4,21 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
+from runtime.core import check_within
 from runtime.errors import UserError
 from traces import Trace
+
+LARGEST_ROLLOUT = 1 << 22  # decisions held between two updates
+COUNTS = {  # least and most
+    "decisions": (1, 1e12),
+    "checkpoints": (1, 10_000),
+    "pools": (1, 16_384),
+    "steps": (2, 65_536),
+    "epochs": (1, 1000),
+    "batch": (1, LARGEST_ROLLOUT),
+    "hidden": (1, 4096),
+    "rows": (1, 4096),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +52,25 @@ class TrainSpec:
     validation_share: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("decisions", "checkpoints", "pools", "epochs", "batch", "hidden", "rows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name}={getattr(self, name)}: expected at least 1")
-        if self.steps < 2:
-            raise UserError(f"train.steps={self.steps}: expected at least 2")
+        for name, (low, high) in COUNTS.items():
+            check_within(f"train.{name}", getattr(self, name), low, high)
+        if self.rollout > LARGEST_ROLLOUT:
+            raise UserError(
+                f"train.pools={self.pools}, steps={self.steps}: expected a product of at most"
+                f" {LARGEST_ROLLOUT}"
+            )
         for name in ("learning_rate", "horizon_s", "clip", "scale", "shortest_s"):
             if not 0 < getattr(self, name) < inf:
                 raise UserError(f"train.{name}={getattr(self, name)}: expected more than 0")
+        if not 0 <= self.warm_s < inf:
+            raise UserError(f"train.warm_s={self.warm_s}: expected 0 or more seconds")
+        if not self.shortest_s <= self.longest_s < inf:
+            raise UserError(
+                f"train.longest_s={self.longest_s}: expected at least shortest_s={self.shortest_s}"
+            )
+        low, high = self.load_scale
+        if not 0 < low <= high < inf:
+            raise UserError(f"train.load_scale={list(self.load_scale)}: expected 0 < low <= high")
         if not 0 <= self.gae_lambda <= 1:
             raise UserError(f"train.gae_lambda={self.gae_lambda}: expected 0 to 1")
         if not 0 <= self.entropy < inf:

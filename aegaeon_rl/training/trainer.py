@@ -44,7 +44,7 @@ def starting_weights(spec: TrainSpec, seed: int) -> Weights:
 
     Raises UserError for a policy that is neither.
     """
-    policy = make_policy(spec.start)
+    policy = make_policy(spec.start, "train.start")
     if isinstance(policy, Learned):
         return policy.weights
     if not isinstance(policy, Index):

@@ -1,5 +1,6 @@
 """What the verbs share: configuration sections, the run folder, progress on the terminal."""
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -73,7 +74,23 @@ def run_folder(folder: Path, config: Any) -> Path:
 
 
 def chosen_folder(verb: str, section: RunSection) -> Path:
-    return Path(section.dir) if section.dir else fresh_folder(verb)
+    """`run.dir`, or a fresh one. Raises UserError where another verb's run lies in it."""
+    if not section.dir:
+        return fresh_folder(verb)
+    folder = Path(section.dir)
+    held = verb_of(folder)
+    if held not in (None, verb):
+        raise UserError(f"run.dir={folder} holds a run of {held}: expected another run.dir")
+    return folder
+
+
+def verb_of(folder: Path) -> str | None:
+    """Whose run a folder holds, as its summary.json says."""
+    try:
+        content = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(content["verb"]) if isinstance(content, dict) and "verb" in content else None
 
 
 def fresh_folder(verb: str) -> Path:

@@ -74,7 +74,7 @@ def main(config: Config) -> None:
     stage("The trace, and what pooling saves on it")
     console.print(facts_lines(survey(trace)))
     plan = Plan(trace=trace, pool=pool, slo=config.slo, spec=config.evaluate, seed=config.seed)
-    sizing = size(plan, make_policy(config.train.start))
+    sizing = size(plan, make_policy(config.train.start, "train.start"))
     console.print(sizing_sentence(sizing))
 
     gpus = sizing.pooled or sizing.dedicated

@@ -31,6 +31,7 @@ class Config(Common):
 
 
 def main(config: Config) -> None:
+    folder = chosen_folder("evaluate", config.run)
     policies = [make_policy(name) for name in config.policies]
     plan = Plan(
         trace=config.opened_trace(),
@@ -40,7 +41,7 @@ def main(config: Config) -> None:
         seed=config.seed,
     )
     exported(plan, policies, check(plan, policies))
-    folder = run_folder(chosen_folder("evaluate", config.run), config)
+    run_folder(folder, config)
     with progress("evaluate", len(plan.loads) * len(policies)) as advance:
         comparison = compare(plan, policies, progress=lambda cell: advance(cell.policy))
     sizing = None

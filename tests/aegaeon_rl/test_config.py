@@ -83,7 +83,9 @@ def test_values_become_the_field_type(keys: dict[str, Any], name: str, value: An
     ("keys", "message"),
     [
         ({"need": "x"}, "need='x': expected a whole number"),
-        ({"need": 1.0}, "need=1.0: expected a whole number"),
+        ({"need": 1.5}, "need=1.5: expected a whole number"),
+        ({"need": 1e30}, "need=1e+30: expected a whole number"),
+        ({"need": float("inf")}, "need=inf: expected a whole number"),
         ({"need": True}, "need=True: expected a whole number"),
         ({"need": None}, "need=None: expected a whole number"),
         ({"rate": "fast"}, "rate='fast': expected a number"),
@@ -111,6 +113,11 @@ def test_a_wrong_value_is_one_line_that_names_the_key(keys: dict[str, Any], mess
     with pytest.raises(UserError) as caught:
         built(**keys)
     assert str(caught.value) == message
+
+
+def test_a_whole_number_may_be_written_as_a_power_of_ten() -> None:
+    need = built(need=80e9).need
+    assert (need, type(need)) == (80_000_000_000, int)
 
 
 def test_a_missing_key_is_named() -> None:

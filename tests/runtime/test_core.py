@@ -46,6 +46,7 @@ def test_a_models_own_slo_replaces_only_what_it_states() -> None:
     ("changes", "message"),
     [
         ({"ttft_s": 0.0}, "slo.ttft_s=0.0: expected more than 0 seconds"),
+        ({"ttft_s": 1e300}, "slo.ttft_s=1e+300: expected less than 4.61e+09 seconds"),
         ({"tbt_s": float("nan")}, "slo.tbt_s=nan: expected more than 0 seconds"),
         (
             {"models": {"a": ModelSlo(), "b": ModelSlo(tbt_s=-1.0)}},

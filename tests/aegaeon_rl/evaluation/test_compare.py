@@ -148,6 +148,19 @@ def test_a_pool_that_cannot_serve_is_said_before_anything_runs(
         compare(plan_of(on=replace(pool, **changes)), policies)
 
 
+def test_deadlines_beyond_the_pools_clock_are_said_before_anything_runs(
+    plan_of: Any, trace_of: Any
+) -> None:
+    trace, policies = trace_of([(0.0, 0, 9, 9)]), [Named("a")]
+    plan = replace(plan_of(trace, windows=0), slo=SloSpec(ttft_s=1.0, tbt_s=1e9))
+    with pytest.raises(UserError) as caught:
+        compare(plan, policies)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "slo.ttft_s=1, slo.tbt_s=1e+09 (or slo.models): the last token of rows is due after 9e+09"
+        " s: expected less than 4.61e+09"
+    )
+
+
 def test_windows_without_a_request_are_said_before_anything_runs(
     plan_of: Any, trace_of: Any
 ) -> None:

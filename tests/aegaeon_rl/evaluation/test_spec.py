@@ -17,6 +17,9 @@ from runtime.errors import UserError
         ({"windows": -1}, "evaluate.windows=-1: expected at least 0"),
         ({"seeds": 0}, "evaluate.seeds=0: expected at least 1"),
         ({"draws": 99}, "evaluate.draws=99: expected at least 100"),
+        ({"windows": 10**9}, "evaluate.windows=1000000000: expected at most 100000"),
+        ({"seeds": 10**9}, "evaluate.seeds=1000000000: expected at most 10000"),
+        ({"draws": 10**9}, "evaluate.draws=1000000000: expected at most 100000"),
         ({"window_s": 0.0, "warm_s": 0.0}, "evaluate.window_s=0.0: expected more than 0 s"),
         ({"gantt_s": -1.0}, "evaluate.gantt_s=-1.0: expected more than 0 s"),
         ({"export_s": float("nan")}, "evaluate.export_s=nan: expected more than 0 s"),
@@ -27,9 +30,15 @@ from runtime.errors import UserError
         ({"warm_s": -1.0}, "evaluate.warm_s=-1.0: expected 0 <= warm_s < window_s=600.0"),
         ({"confidence": 1.0}, "evaluate.confidence=1.0: expected between 0 and 1"),
         ({"target": 0.0}, "evaluate.target=0.0: expected between 0 and 1"),
-        ({"loads": ()}, "evaluate.loads=[]: expected positive multiples"),
-        ({"loads": (1.0, 0.0)}, "evaluate.loads=[1.0, 0.0]: expected positive multiples"),
-        ({"loads": (float("inf"),)}, "evaluate.loads=[inf]: expected positive multiples"),
+        ({"loads": ()}, "evaluate.loads=[]: expected positive multiples, at most 1e6"),
+        (
+            {"loads": (1.0, 0.0)},
+            "evaluate.loads=[1.0, 0.0]: expected positive multiples, at most 1e6",
+        ),
+        (
+            {"loads": (float("inf"),)},
+            "evaluate.loads=[inf]: expected positive multiples, at most 1e+06",
+        ),
     ],
 )
 def test_spec_names_key_value_and_expectation(changes: dict[str, Any], message: str) -> None:

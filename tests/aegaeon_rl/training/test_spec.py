@@ -37,6 +37,14 @@ def trace_at(*arrival_s: float) -> Trace:
         *(({name: 0.0}, f"train.{name}=0.0: expected more than 0") for name in AMOUNTS),
         *(({name: bad}, "expected more than 0") for name in AMOUNTS for bad in (-1.0, inf, nan)),
         ({"steps": 1}, "train.steps=1: expected at least 2"),
+        *(
+            ({name: 10**15}, f"train.{name}={10**15}: expected at most")
+            for name in (*COUNTS, "steps")
+        ),
+        ({"pools": 16_384, "steps": 512}, "train.pools=16384, steps=512: expected a product of at"),
+        ({"warm_s": -1.0}, "train.warm_s=-1.0: expected 0 or more seconds"),
+        ({"longest_s": 20.0}, "train.longest_s=20.0: expected at least shortest_s=30.0"),
+        ({"load_scale": (2.0, 1.0)}, r"train.load_scale=\[2.0, 1.0\]: expected 0 < low <= high"),
         ({"gae_lambda": 1.1}, "train.gae_lambda=1.1: expected 0 to 1"),
         ({"gae_lambda": -0.1}, "train.gae_lambda=-0.1: expected 0 to 1"),
         ({"entropy": -0.1}, "train.entropy=-0.1: expected 0 or more"),

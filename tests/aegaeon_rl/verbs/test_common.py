@@ -66,6 +66,28 @@ def test_folder_is_the_one_asked_for_or_a_fresh_one(
     assert len(set(taken)) == 12
 
 
+@pytest.mark.parametrize(
+    ("summary", "is_refused"),
+    [
+        ('{"verb": "train"}', True),
+        ('{"verb": "evaluate"}', False),
+        ("[]", False),
+        ("{}", False),
+        ("not JSON", False),
+    ],
+)
+def test_folder_of_another_verbs_run_is_refused(
+    tmp_path: Path, summary: str, is_refused: bool
+) -> None:
+    (tmp_path / "summary.json").write_text(summary)
+    section = RunSection(dir=str(tmp_path))
+    if not is_refused:
+        assert chosen_folder("evaluate", section) == tmp_path
+        return
+    with pytest.raises(UserError, match=r"holds a run of train: expected another run\.dir$"):
+        chosen_folder("evaluate", section)
+
+
 def test_command_is_told_as_a_shell_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         sys, "argv", ["aegaeon-rl evaluate", "policies=[a,b]", "trace.where='w=1'", "seed=1"]
