@@ -37,7 +37,7 @@ from runtime.errors import UserError
         ),
         (
             {"loads": (float("inf"),)},
-            "evaluate.loads=[inf]: expected positive multiples, at most 1e+06",
+            "evaluate.loads=[inf]: expected positive multiples, at most 1e6",
         ),
     ],
 )
