@@ -22,7 +22,6 @@ from traces.formats.servegen import (
 )
 from traces.lengths import LengthModel, Lengths, Marginal
 from traces.merge import chunk_of
-from traces.parquet_table import ParquetTable
 from traces.sessions import Requests
 from traces.stream import CHUNK_ROWS, Chunk, TraceStream, joined, pieces
 from traces.trace import TraceKind
@@ -37,7 +36,7 @@ class ClientMarket:
     for all where there are none. `correlation` is that of a Gaussian copula between the prompt and
     the output of a request."""
 
-    rates: str
+    rates: str  # a Parquet file, or a folder of ServeGen's own data
     lengths: str
     first_day: int = 0
     days: int = 1
@@ -68,7 +67,6 @@ def client_stream(spec: ClientMarket) -> TraceStream:
     number = {name: i for i, name in enumerate(models)}
     codes = np.array([number.get(name, -1) for name in names.tolist()])
     file = Path(spec.rates)
-    licence = ParquetTable(file).metadata.get("license", "not stated")
     chosen = "".join(
         f" {key}={','.join(values)}"
         for key, values in (("pools", spec.pools), ("models", spec.models))
@@ -83,7 +81,7 @@ def client_stream(spec: ClientMarket) -> TraceStream:
             f"servegen {file.name} {Path(spec.lengths).name} first_day={spec.first_day}"
             f" days={spec.days}{chosen} correlation={spec.correlation:g} seed={spec.seed}",
         ),
-        licence=licence,
+        licence=rates.licence,
     )
 
 

@@ -1,4 +1,4 @@
-"""ServeGen's client tables (Parquet), from github.com/alibaba/ServeGen: what each client did.
+"""ServeGen's client tables: what each client did. In one Parquet file each, or ServeGen's folder.
 
 They are no traces: arrivals and lengths are drawn from them. A row of `rates` is a client and
 10 minutes with at least one request; a row of `lengths` a client and 6 hours. C rows each.
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from traces.errors import Origin, TraceError, nearest, shown
+from traces.formats.servegen_chunks import LEVELS, length_table, rate_table
 from traces.parquet_table import ParquetTable
 from traces.rows import numbers, present, texts, wrong_type
 from traces.table import Role
@@ -37,6 +38,7 @@ class ClientRates(NamedTuple):
     shape: Numbers
     scale: Numbers
     window_s: float
+    licence: str
 
 
 class ClientLengths(NamedTuple):
@@ -63,6 +65,7 @@ def read_client_rates(path: str | Path) -> ClientRates:
         shape=columns.numbers("shape", least=1e-9),
         scale=columns.numbers("scale", least=1e-12),
         window_s=_window_s(columns, path),
+        licence=columns.metadata.get("license", "not stated"),
     )
 
 
@@ -108,7 +111,15 @@ class _Columns:
     """A whole table: it is small."""
 
     def __init__(self, path: Path, names: tuple[str, ...]) -> None:
-        self.origin, file = Origin(str(path)), ParquetTable(path)
+        self.origin = Origin(str(path))
+        if path.is_dir():
+            self.metadata = {"license": "Apache-2.0", "quantile_levels": json.dumps(LEVELS)}
+            self.table = (rate_table if names == RATES else length_table)(path, names)
+        else:
+            self._open(path, names)
+
+    def _open(self, path: Path, names: tuple[str, ...]) -> None:
+        file = ParquetTable(path)
         missing = [name for name in names if name not in file.names]
         if missing:
             raise TraceError(f"{path}: no column {missing[0]!r}; {nearest(missing[0], file.names)}")
