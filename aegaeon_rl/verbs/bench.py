@@ -4,7 +4,7 @@ import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,13 @@ from envs.scenario import ScenarioSpec
 from envs.vector import PoolVecEnv
 from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.run import Run, run
+from runtime.emulator.stream import replay
 from runtime.errors import UserError
 from runtime.protocol import Policy
 from traces import Trace
-from traces.market import MarketSpec, generate
+from traces.market import MarketSpec, generate, market_stream
+from traces.source import TraceSource, open_stream, open_trace
+from traces.stream import TraceStream
 
 
 class Bench(StrEnum):
@@ -33,12 +36,24 @@ class Bench(StrEnum):
     ENV = "env"
 
 
+class Workload(StrEnum):
+    MARKET = "market"  # generated: `models` at `rate_rps` for `duration_s`
+    TRACE = "trace"  # the keys of `trace`, played `repeat` times, each `period_s` after the last
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The workload is a generated market of `models` at `rate_rps` on `gpus`."""
+    """What is emulated on `gpus`. With `stream` the requests come chunk by chunk, so that making
+    or reading them counts; without it they lie in memory before the clock starts."""
 
     pool: PoolSpec
     slo: SloSpec
+    trace: TraceSource
+    workload: Workload = Workload.MARKET
+    repeat: int = 1
+    period_s: float | None = None
+    stream: bool = False
+    runs: int = 1
     bench: Bench = Bench.EMULATOR
     policies: tuple[str, ...] = ("index", "aegaeon")
     gpus: int = 16
@@ -52,7 +67,7 @@ class Config:
     run: RunSection = field(default_factory=RunSection)
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "models", "threads", "pools", "decisions"):
+        for name in ("gpus", "models", "threads", "pools", "decisions", "repeat", "runs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.seed < 0:
@@ -60,28 +75,21 @@ class Config:
 
 
 def main(config: Config) -> None:
-    trace = generate(
-        MarketSpec(
-            name="bench",
-            models=config.models,
-            duration_s=config.duration_s,
-            rate_rps=config.rate_rps,
-            seed=config.seed,
-        )
-    )
-    config.slo.check_models(trace.models)
     pool = pool_of_size(config.pool, config.gpus)
     folder = chosen_folder("bench", config.run)
-    if config.bench is Bench.EMULATOR:
+    trace = None if config.stream else workload(config)
+    if trace is not None:
+        config.slo.check_models(trace.models)
+    if config.bench is Bench.ENV and trace is not None:
+        scenario = ScenarioSpec(trace=trace, pool=pool, slo=config.slo)
+        run_folder(folder, config)
+        rows = [bench_env(config, scenario, folder)]
+    else:
         policies = [make_policy(name) for name in config.policies]
         for policy in policies:
             policy.configure(pool)  # refuses a pool it cannot run
         run_folder(folder, config)
-        rows = [bench_emulator(config, trace, pool, policy) for policy in policies]
-    else:
-        scenario = ScenarioSpec(trace=trace, pool=pool, slo=config.slo)
-        run_folder(folder, config)
-        rows = [bench_env(config, scenario, folder)]
+        rows = [bench_policy(config, trace, pool, policy) for policy in policies]
     write_rows(folder / "results.parquet", rows)
     content = summary("bench", config.seed, trace, pool, config.slo, rows)
     write_summary(folder / "summary.json", {**content, "bench": str(config.bench)})
@@ -96,29 +104,101 @@ def _short(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+@dataclass(slots=True)
+class Work:
+    """What was emulated while the clock ran."""
+
+    requests: int = 0
+    tokens: int = 0
+    due_tokens: int = 0
+    on_time_tokens: int = 0
+    decisions: int = 0
+
+    def speeds(self, seconds: float) -> dict[str, Any]:
+        return {
+            "requests_s": round(self.requests / seconds),
+            "tokens_s": round(self.tokens / seconds),
+            "decisions_s": round(self.decisions / seconds),
+            "requests": self.requests,
+            "seconds": seconds,
+            "token_attainment": self.on_time_tokens / max(1, self.due_tokens),
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+
+def market(config: Config) -> MarketSpec:
+    return MarketSpec(
+        name="bench",
+        models=config.models,
+        duration_s=config.duration_s,
+        rate_rps=config.rate_rps,
+        seed=config.seed,
+    )
+
+
+def workload(config: Config) -> Trace:
+    """In memory, whole."""
+    if config.workload is Workload.MARKET:
+        return generate(market(config))
+    trace = open_trace(config.trace)
+    return trace if config.repeat == 1 else trace.repeat(config.repeat, config.period_s)
+
+
+def bench_policy(
+    config: Config, trace: Trace | None, pool: PoolSpec, policy: Policy
+) -> dict[str, Any]:
+    if trace is None:
+        return bench_stream(config, pool, policy)
+    return bench_emulator(config, trace, pool, policy)
+
+
 def bench_emulator(config: Config, trace: Trace, pool: PoolSpec, policy: Policy) -> dict[str, Any]:
-    """Whole runs of the trace, one per thread at once; the first, with compilation, apart."""
+    """Whole runs of the trace, one per thread at once, the fastest of `runs`; the first, with
+    compilation, apart."""
 
     def once() -> Run:
         return run(trace, pool, policy, config.slo)
 
-    first_s = timed(once)
+    first_s, seconds = timed(once), np.inf
     with ThreadPoolExecutor(max_workers=config.threads) as threads:
-        began = time.perf_counter()
-        runs = list(threads.map(lambda _: once(), range(config.threads)))
-        seconds = time.perf_counter() - began
-    tokens = sum(int(r.results["emitted_tokens"].sum()) for r in runs)
-    return {
-        "policy": policy.name,
-        "requests_s": round(trace.requests * config.threads / seconds),
-        "tokens_s": round(tokens / seconds),
-        "decisions_s": round(sum(r.decisions for r in runs) / seconds),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "compile_s": max(0.0, first_s - seconds / config.threads),
-        "threads": config.threads,
-        "gpus": pool.gpus,
-        "models": len(trace.models),
-    }
+        for _ in range(config.runs):
+            began = time.perf_counter()
+            done = list(threads.map(lambda _: once(), range(config.threads)))
+            seconds = min(seconds, time.perf_counter() - began)
+    work = Work(
+        requests=trace.requests * config.threads,
+        tokens=sum(int(r.results["emitted_tokens"].sum()) for r in done),
+        due_tokens=sum(int(r.results["due_tokens"].sum()) for r in done),
+        on_time_tokens=sum(int(r.results["on_time_tokens"].sum()) for r in done),
+        decisions=sum(r.decisions for r in done),
+    )
+    speeds = work.speeds(seconds)
+    compile_s = max(0.0, first_s - seconds / config.threads)
+    size = {"threads": config.threads, "gpus": pool.gpus, "models": len(trace.models)}
+    return {"policy": policy.name, **speeds, "compile_s": compile_s, **size}
+
+
+def bench_stream(config: Config, pool: PoolSpec, policy: Policy) -> dict[str, Any]:
+    """One pass over a stream, with reading or making it; compilation apart."""
+    is_market = config.workload is Workload.MARKET
+    stream = market_stream(market(config)) if is_market else open_stream(config.trace)
+    compile_s = timed(lambda: list(replay(first_of(stream), pool, policy, config.slo)))
+    work, began = Work(), time.perf_counter()
+    done = replay(stream, pool, policy, config.slo)
+    for results in done:
+        work.requests += len(results)
+        work.tokens += int(results["emitted_tokens"].sum())
+        work.due_tokens += int(results["due_tokens"].sum())
+        work.on_time_tokens += int(results["on_time_tokens"].sum())
+    work.decisions = int(done.sim.control["decisions"][0])
+    speeds = work.speeds(time.perf_counter() - began)
+    size = {"threads": 1, "gpus": pool.gpus, "models": len(stream.models)}
+    return {"policy": policy.name, **speeds, "compile_s": compile_s, **size}
+
+
+def first_of(stream: TraceStream) -> TraceStream:
+    """Its first request."""
+    return replace(stream, start=lambda: iter([next(stream.chunks()).rows(slice(1))]))
 
 
 def timed(work: Callable[[], Any]) -> float:
