@@ -22,7 +22,7 @@ from envs.scenario import ScenarioSpec
 from envs.vector import PoolVecEnv
 from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.run import Run, run
-from runtime.emulator.stream import replay
+from runtime.emulator.stream import check_streams, replay
 from runtime.errors import UserError
 from runtime.protocol import Policy
 from traces import Trace
@@ -72,6 +72,8 @@ class Config:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: expected 0 or more")
+        if self.stream and (self.repeat > 1 or self.threads > 1 or self.bench is Bench.ENV):
+            raise UserError("stream=true: expected repeat=1, threads=1 and bench=emulator")
 
 
 def main(config: Config) -> None:
@@ -88,6 +90,8 @@ def main(config: Config) -> None:
         policies = [make_policy(name) for name in config.policies]
         for policy in policies:
             policy.configure(pool)  # refuses a pool it cannot run
+            if config.stream:
+                check_streams(pool, policy)
         run_folder(folder, config)
         rows = [bench_policy(config, trace, pool, policy) for policy in policies]
     write_rows(folder / "results.parquet", rows)

@@ -50,16 +50,21 @@ class Replay:
                 raise PolicyStuckError(f"policy {self.policy.name}: requests wait, nothing happens")
 
 
-def replay(stream: TraceStream, pool: PoolSpec, policy: Policy, slo: SloSpec) -> Replay:
+def check_streams(pool: PoolSpec, policy: Policy) -> None:
     """Raises UserError for what needs to know the whole trace before it begins."""
     if isinstance(policy, Oracle | Places):
         raise UserError(
             f"policies={policy.name}: it must know the trace before it begins; a stream cannot say"
         )
-    configured = policy.configure(pool)
     for name in ("mtbf_s", "cancel_after_s"):
-        if getattr(configured, name) > 0:
-            raise UserError(f"pool.{name}={getattr(configured, name)}: expected 0 with a stream")
+        if getattr(pool, name) > 0:
+            raise UserError(f"pool.{name}={getattr(pool, name)}: expected 0 with a stream")
+
+
+def replay(stream: TraceStream, pool: PoolSpec, policy: Policy, slo: SloSpec) -> Replay:
+    """Raises UserError, see `check_streams`."""
+    check_streams(pool, policy)
+    configured = policy.configure(pool)
     state = build_state(configured, stream.models, slo, load_profile(configured.profile))
     nothing = arrivals_of(next(stream.chunks()).rows(slice(0)))
     sim = new_sim(

@@ -138,6 +138,9 @@ def prefetch_mask(state: State, g: int, m: int) -> int:
 @inner
 def own_mask(state: State, kind: int, g: int, m: int) -> int:
     """The reason that lies in m itself."""
+    if state.models[m].bound == 0 and state.instances[g].role == Phases.BOTH:
+        if kind == DecisionKind.TURN and has_open_work(state, m):
+            return Masked.OPEN  # the most common case, at once
     if kind == DecisionKind.PREFETCH:
         return prefetch_mask(state, g, m)
     return turn_mask(state, g, m)

@@ -90,6 +90,8 @@ def load_share(state: State, g: int, m: int) -> float:
 @inner
 def load_ns(state: State, g: int, m: int) -> int:
     """Weights of m over the host link, alone on its port."""
+    if state.hosted[state.instances[g].node, m].is_cached != 0:
+        return state.models[m].load_ns
     return int(np.ceil(state.models[m].weight_bytes / load_rate(state, g, m) * 1e9))
 
 
@@ -139,6 +141,8 @@ def new_load_ns(state: State, g: int, m: int) -> int:
     has_flow = inst.moving_in > 0 or inst.load_since_ns >= 0
     flows = state.links[inst.port].in_flows + (0 if has_flow else 1)
     alone_ns = dropped_rest_ns(state, g, m) + load_ns(state, g, m)
+    if flows == 1:
+        return alone_ns
     return stretched_ns(alone_ns, slowness(flows, load_share(state, g, m)))
 
 

@@ -63,6 +63,7 @@ REQUEST = np.dtype(
 MODEL = np.dtype(
     [
         ("weight_bytes", "i8"),
+        ("load_ns", "i8"),  # over an idle host link, from the host cache
         ("block_bytes", "i8"),  # KV of one block
         ("kv_token_bytes", "i8"),
         ("ttft_ns", "i8"),
@@ -419,6 +420,8 @@ def _fill_models(
 ) -> None:
     table = state.models
     table["weight_bytes"] = [model.weight_bytes for model in models]
+    rate = state.pool["h2d_bytes_s"][0]
+    table["load_ns"] = np.ceil(table["weight_bytes"] / rate * 1e9)
     table["kv_token_bytes"] = [model.kv_token_bytes for model in models]
     table["waiting_since_ns"] = table["urgent_ns"] = table["oldest_ns"] = FOREVER_NS
     table["running_head"] = table["place"] = NONE

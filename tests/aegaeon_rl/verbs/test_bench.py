@@ -52,18 +52,34 @@ def test_gpus_are_those_of_the_pool_in_equal_nodes(cli: Callable[..., Any], tmp_
     assert row["gpus"] == content["pool"]["gpus"] == 10
 
 
+def test_a_trace_is_benched_repeated_or_streamed(cli: Callable[..., Any], tmp_path: Path) -> None:
+    """Both do the work of the same requests, and as well."""
+    found = {}
+    ways = {"once": [], "twice": ["repeat=2", "period_s=700"], "stream": ["stream=true"]}
+    for name, way in ways.items():
+        keys = [*way, "workload=trace", "trace.duration_s=600", "policies=[index]", "gpus=8"]
+        assert cli("bench", *keys, f"run.dir={name}").code == 0
+        found[name] = results(tmp_path / name)[1][0]
+    assert found["once"]["requests"] * 2 == found["twice"]["requests"]
+    assert found["once"]["requests"] == found["stream"]["requests"]
+    assert found["once"]["token_attainment"] == found["stream"]["token_attainment"] > 0.9
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         *(
             ([f"{name}=0"], f"{name}=0: expected at least 1")
-            for name in ("gpus", "models", "threads", "pools", "decisions")
+            for name in ("gpus", "models", "threads", "pools", "decisions", "repeat", "runs")
         ),
         (["seed=-1"], "seed=-1: expected 0 or more"),
         (["policies=[indx]"], "policies='indx'"),
         (["gpus=1"], "policy aegaeon: pool h100x16:1 has 1 instance, expected 2 or more"),
         (["bench=env", "duration_s=50"], "is shorter than warm_s + longest_s"),
         (["duration_s=0"], "duration_s=0.0: expected more than 0"),
+        (["stream=true", "threads=2"], "stream=true: expected repeat=1, threads=1"),
+        (["stream=true", "policies=[muxserve]"], "policies=muxserve: it must know the trace"),
+        (["workload=trase"], "workload='trase'"),
         (["bench=engin"], "bench='engin'"),
     ],
 )
