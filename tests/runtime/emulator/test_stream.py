@@ -56,8 +56,9 @@ def test_tables_hold_what_is_not_over(market: Trace, flat_pool: Callable[..., Po
         replayed = replay(stream, flat_pool(instances_per_node=2), make_policy("index"), SLO)
         largest = max((len(replayed.sim.results) for _ in replayed), default=0)
         sizes.append((largest, len(replayed.sim.state.requests)))
-    assert sizes[0] == sizes[1]
-    assert sizes[0][0] < 300
+    (short, short_slots), (long, long_slots) = sizes
+    assert long < 1.5 * short < market.requests
+    assert long_slots == short_slots
 
 
 @pytest.mark.parametrize(
