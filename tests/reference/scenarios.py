@@ -22,7 +22,7 @@ GB = 1_000_000_000
 SMALL = ("Qwen3-0.6B", "Qwen2.5-7B", "Llama-2-13B", "Qwen3-1.7B")
 ARTIFACT = ("sosp25/Qwen2.5-7B", "sosp25/Yi-1.5-9B", "sosp25/Llama-2-13B")
 PAIRED = ("Qwen3-32B", "Mixtral-8x7B")  # instances of two GPUs; the latter with a decode table
-RULES = ("oldest", "erratic", "round_robin")
+RULES = ("oldest", "rotate", "erratic", "round_robin")
 
 
 class Scenario(NamedTuple):
@@ -119,6 +119,27 @@ def pools(draw: st.DrawFn) -> PoolSpec:
     )
 
 
+@st.composite
+def pressed(draw: st.DrawFn, pool: PoolSpec) -> PoolSpec:
+    """Little memory, slow links and nothing that ends requests early: KV is moved all the time."""
+    return replace(
+        pool,
+        roles=(),
+        h2d_bytes_s=2e9,
+        d2h_bytes_s=draw(one_of(2e9, 5e8)),
+        disk_bytes_s=2e10,
+        kv_out_free=False,
+        kv_move_token_bytes=0,
+        host_kv_bytes=draw(one_of(256 * GB, GB, GB // 4)),
+        token_preempt=True,
+        kv_survives_switch=True,
+        ttft_timeout_s=0.0,
+        max_queue=0,
+        mtbf_s=0.0,
+        cancel_after_s=draw(one_of(0.0, 5.0)),
+    )
+
+
 def roles(instances: int) -> st.SearchStrategy[tuple[Phases, ...]]:
     if instances == 1:
         return st.just(())
@@ -129,6 +150,7 @@ def roles(instances: int) -> st.SearchStrategy[tuple[Phases, ...]]:
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     trace, pool, rule = draw(traces()), draw(pools()), draw(one_of(*RULES))
+    pool = draw(pressed(pool)) if draw(st.booleans()) else pool
     dispatch = Dispatch.PUSH if rule == "round_robin" else draw(one_of(*Dispatch))
     mode = draw(one_of(PrefetchMode.CAUSAL, PrefetchMode.CAUSAL, *PrefetchMode))
     times = one_of(0.0, 0.5) | st.floats(0.0, trace.span_s + 1.0)

@@ -58,7 +58,10 @@ class Rules:
         model = min((c.oldest_ns, c.model) for c in question.candidates)[1]
         if question.kind == DecisionKind.PREFETCH:
             return Answer(EventKind.PREFETCH, model)
-        return Answer(EventKind.TURN, model, quota_ns=200_000_000)
+        if self.name == "oldest":
+            return Answer(EventKind.TURN, model, quota_ns=200_000_000)
+        model = question.candidates[number % len(question.candidates)].model
+        return Answer(EventKind.TURN, model, quota_ns=50_000_000)
 
     def _route(self, question: Question, number: int) -> int:
         if self.name == "erratic" and self._draw(number, 9) == 0:
