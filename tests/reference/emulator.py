@@ -7,7 +7,8 @@ Step j of a run of decode steps ends round((x*j + y*j*(j-1)/2) * 1e9) ns after t
 scheduler learns of a run's tokens when the run breaks: its batch, quota, memory or step time
 changes, or a request waits to join. What a failure or the horizon cuts off was never reported.
 
-Not covered: features, gap histogram, qos, placements made before the start.
+Not covered: features, gap histogram, qos, rows beyond 64, placements made before the start, and
+streams of requests.
 """
 
 from collections.abc import Iterator
