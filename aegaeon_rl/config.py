@@ -132,9 +132,10 @@ def _mapping(kind: Any, value: Any, where: str) -> dict[str, Any]:
 
 def _member(kind: type[Enum], value: Any, where: str) -> Enum:
     names = {member.name.lower(): member for member in kind}
-    if str(value).lower() not in names:
-        raise UserError(f"{where}={value!r}: {nearest(str(value).lower(), names)}")
-    return names[str(value).lower()]
+    name = str(value).lower().replace("-", "_")
+    if name not in names:
+        raise UserError(f"{where}={value!r}: {nearest(name, names)}")
+    return names[name]
 
 
 def _scalar(kind: Any, value: Any, where: str) -> Any:

@@ -13,7 +13,7 @@ from traces.parquet_stream import is_ours, stream_parquet
 from traces.public import PUBLIC
 from traces.read import read
 from traces.stream import TraceStream, collect, of_trace
-from traces.trace import Trace
+from traces.trace import Trace, TraceKind, lower
 
 STREAMED = [name for name in RECIPES if name not in FILES]
 MOST_HELD = 20_000_000  # requests of a trace in memory, of 0.5 GB
@@ -28,6 +28,7 @@ class TraceSource:
     name: str = "market_demo"
     format: str | None = None  # of the file; null: as its columns say
     map: ColumnMap = NOTHING  # which of the file's columns are what
+    kind: TraceKind = TraceKind.LOG  # at best: files without metadata do not tell
     where: str | None = None  # column=value
     start_s: float = 0.0
     duration_s: float | None = None
@@ -40,6 +41,7 @@ def open_trace(source: TraceSource) -> Trace:
         _check_fits(source)
         return collect(open_stream(source))
     trace = _whole(source)
+    trace = replace(trace, kind=lower(trace.kind, source.kind))
     if source.start_s != 0 or source.duration_s is not None:
         span_s, lineage = trace.span_s, trace.lineage
         trace = trace.window(source.start_s, source.duration_s)
@@ -67,7 +69,7 @@ def open_stream(source: TraceSource) -> TraceStream:
         stream = steps.window(stream, source.start_s, source.duration_s)
     if source.rate_scale != 1:
         stream = steps.scale(stream, source.rate_scale)
-    return stream
+    return replace(stream, kind=lower(stream.kind, source.kind))
 
 
 def _check_fits(source: TraceSource) -> None:

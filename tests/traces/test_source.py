@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from traces import TraceError
+from traces import TraceError, TraceKind
 from traces.bundled import RECIPES
 from traces.mapping import ColumnMap
 from traces.source import TraceSource, open_stream, open_trace
@@ -45,6 +45,19 @@ def test_without_a_file_the_bundled_trace_is_read() -> None:
 def test_window_comes_before_rate(file: str, keys: dict[str, Any], arrivals_s: Any) -> None:
     trace = open_trace(TraceSource(path=file, **keys))
     assert trace.arrival_s.tolist() == pytest.approx(list(arrivals_s))
+
+
+@pytest.mark.parametrize("opened", [open_trace, lambda source: collect(open_stream(source))])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_kind_is_stated_for_a_file_that_does_not_and_never_raised(
+    file: str, tmp_path: Path, opened: Callable[[TraceSource], Any], ending: str
+) -> None:
+    assert opened(TraceSource(path=file)).kind is TraceKind.LOG
+    assert opened(TraceSource(path=file, kind=TraceKind.SYNTHETIC)).kind is TraceKind.SYNTHETIC
+    own = tmp_path / f"own.{ending}"
+    write(open_trace(TraceSource(path=file, kind=TraceKind.SEMI_SYNTHETIC)), own)
+    stated = TraceKind.SEMI_SYNTHETIC if ending == "parquet" else TraceKind.LOG
+    assert opened(TraceSource(path=str(own), kind=TraceKind.LOG)).kind is stated
 
 
 def test_lineage_tells_the_steps(file: str) -> None:

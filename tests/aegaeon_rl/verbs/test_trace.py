@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from traces import describe, read
+from traces import TraceKind, describe, read
 from traces.market import MarketSpec, generate
 from traces.public import PUBLIC, PublicSet
 from traces.write import write
@@ -72,6 +72,16 @@ def test_import_cuts_scales_and_converts(
         expected.models[m] for m in expected.model
     ]
     assert summary(tmp_path / "run")["results"][0]["requests"] == expected.requests
+
+
+def test_text_file_of_a_market_is_no_log_where_its_kind_is_named(
+    cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    write(generate(SPEC), tmp_path / "tiny.csv")
+    named = ("trace.path=tiny.csv", "trace.kind=semi-synthetic", "out=tiny.parquet")
+    ended = cli("trace", "action=import", *named)
+    assert ended.code == 0, ended.err
+    assert read(tmp_path / "tiny.parquet").kind is TraceKind.SEMI_SYNTHETIC
 
 
 def test_generated_file_is_a_function_of_the_markets_seed(
