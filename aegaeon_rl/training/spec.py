@@ -52,8 +52,8 @@ class TrainSpec:
     validation_share: float = 0.2
 
     def __post_init__(self) -> None:
-        for name, (low, high) in COUNTS.items():
-            check_within(f"train.{name}", getattr(self, name), low, high)
+        for name, (least, most) in COUNTS.items():
+            check_within(f"train.{name}", getattr(self, name), least, most)
         if self.rollout > LARGEST_ROLLOUT:
             raise UserError(
                 f"train.pools={self.pools}, steps={self.steps}: expected a product of at most"
