@@ -28,11 +28,28 @@ from traces.lengths import (
 from traces.merge import merged
 from traces.sessions import Conversations, Single
 from traces.stream import Chunk, TraceStream, collect
-from traces.trace import Trace, TraceKind
+from traces.trace import LATEST_S, Trace, TraceKind
 from traces.warp import Swing, Timeline, flash_crowds, ticks
 
 BLOCK_REQUESTS = 1 << 19  # expected in a chunk
 LEAD_SESSIONS = 4  # mean lengths of a session before 0 at which sessions start
+
+BOUNDS = {  # least and most, beyond which a market is no workload and drawing it may not end
+    "models": (1, 100_000),
+    "duration_s": (1e-3, LATEST_S),
+    "rate_rps": (1e-9, 1e6),
+    "zipf": (-20, 20),
+    "burst_s": (1e-3, LATEST_S),
+    "diurnal_period_s": (1e-3, LATEST_S),
+    "flash_per_day": (0, 1e4),
+    "flash_factor": (1, 1e4),
+    "flash_s": (1e-3, LATEST_S),
+    "length_spread": (0, 10),
+    "turns_mean": (1, 1e4),
+    "think_s": (1e-3, 1e6),
+    "context_tokens": (1, 2**31 - 1),
+}
+VARIATION = (1e-2, 1e3)  # of gaps, or a burst's rate over the mean
 
 
 class Purpose(IntEnum):
@@ -105,19 +122,24 @@ class MarketSpec:
         for name in ("flash_factor", "turns_mean"):
             if not 1 <= getattr(self, name) < inf:
                 raise UserError(f"market.{name}={getattr(self, name)}: expected 1 or more")
+        for name, (least, most) in BOUNDS.items():
+            if not least <= getattr(self, name) <= most:
+                raise UserError(
+                    f"market.{name}={getattr(self, name)}: expected {least:g} to {most:g}"
+                )
         if not 0 <= self.diurnal_depth < 1:
             raise UserError(f"market.diurnal_depth={self.diurnal_depth}: expected 0 <= depth < 1")
         for name in ("processes", "tail_processes"):
             dealt = getattr(self, name)
-            if not (dealt or name == "tail_processes") or not all(0 < cv < inf for _, cv in dealt):
-                expected = "expected one or more (process, cv), cv over 0"
+            if not (dealt or name == "tail_processes") or not all(
+                VARIATION[0] <= cv <= VARIATION[1] for _, cv in dealt
+            ):
+                expected = "expected one or more (process, cv), cv from 0.01 to 1000"
                 raise UserError(f"market.{name}={dealt}: {expected}")
         self._check_popularity()
         self._check_lengths()
 
     def _check_popularity(self) -> None:
-        if not -inf < self.zipf < inf:
-            raise UserError(f"market.zipf={self.zipf}: expected a number")
         if not 0 <= self.tail_models < self.models:
             raise UserError(
                 f"market.tail_models={self.tail_models}: expected 0 to {self.models - 1},"
@@ -131,6 +153,10 @@ class MarketSpec:
             raise UserError(
                 f"market.popularity: {len(weights)} values: expected one over 0 for each of"
                 f" {self.models} models"
+            )
+        if not rates(self).min() > 0:
+            raise UserError(
+                f"market.popularity={list(weights)}: expected weights nearer to each other"
             )
 
     def _check_lengths(self) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from traces.errors import TraceError, nearest
 from traces.stream import Chunk, TraceStream, joined
-from traces.trace import TraceKind, lower
+from traces.trace import LATEST_S, TraceKind, check_factor, lower
 from traces.warp import DAY_S
 
 
@@ -38,11 +38,16 @@ def window(stream: TraceStream, start_s: float, duration_s: float | None = None)
 
 def scale(stream: TraceStream, factor: float) -> TraceStream:
     """The same requests `factor` times as fast: bursts keep their shape."""
-    if not 0 < factor < np.inf:
-        raise TraceError(f"factor={factor}: expected a positive number")
+    check_factor("factor", factor)
 
     def change(chunk: Chunk) -> Chunk:
-        return chunk._replace(arrival_s=chunk.arrival_s / factor)
+        arrival_s = chunk.arrival_s / factor
+        if len(arrival_s) and not arrival_s[-1] <= LATEST_S:
+            raise TraceError(
+                f"factor={factor:g}: requests of {stream.name} arrive up to {arrival_s[-1]:.3g} s:"
+                f" expected at most {LATEST_S:.0f}"
+            )
+        return chunk._replace(arrival_s=arrival_s)
 
     return _mapped(stream, change, f"scale {factor:g}", TraceKind.SEMI_SYNTHETIC)
 

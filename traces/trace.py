@@ -13,6 +13,7 @@ from traces.errors import Origin, TraceError, nearest, shown
 from traces.prefix import PrefixBlocks
 
 LATEST_S = 4e9  # the pool's clock is int64 nanoseconds; seconds since 1970 still fit
+LARGEST_FACTOR = 1e9  # of a change of speed: times keep their order
 MOST_TOKENS = 2**31 - 1
 COLUMNS = (
     "model",
@@ -37,6 +38,14 @@ class TraceKind(StrEnum):
 def lower(*kinds: TraceKind) -> TraceKind:
     """The kind furthest from production."""
     return max(kinds, key=list(TraceKind).index)
+
+
+def check_factor(key: str, factor: float) -> None:
+    """Raises TraceError for what no trace can be sped up by."""
+    if not (np.isfinite(factor) and factor > 0):
+        raise TraceError(f"{key}={factor}: expected a positive number")
+    if factor > LARGEST_FACTOR:
+        raise TraceError(f"{key}={factor}: expected at most {LARGEST_FACTOR:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,8 +119,7 @@ class Trace:
     def scale_rate(self, factor: float) -> "Trace":
         """The same requests `factor` times as fast: compressed time, bursts keep their shape, and a
         log is one no more."""
-        if not (np.isfinite(factor) and factor > 0):
-            raise TraceError(f"trace.rate_scale={factor}: expected a positive number")
+        check_factor("trace.rate_scale", factor)
         if factor == 1:
             return self
         return replace(

@@ -23,15 +23,15 @@ SCHEMA = "aegaeon-rl/summary/1"
 Row = Mapping[str, Any]
 
 
-def open_folder(path: Path) -> Path:
-    """Make the folder. Raises UserError where it cannot be made or written."""
+def open_folder(path: Path, key: str = "run.dir") -> Path:
+    """Make the folder. Raises UserError that names `key` where it cannot be made or written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".{getpid()}.part"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"run.dir={path}: {error.strerror}: expected a folder to write") from None
+        raise UserError(f"{key}={path}: {error.strerror}: expected a folder to write") from None
     return path
 
 

@@ -114,7 +114,7 @@ def surveyed(stream: TraceStream, out: Path | None) -> Surveyed:
             for chunk in stream.chunks():
                 watch(chunk)
         else:
-            open_folder(out.parent)
+            open_folder(out.parent, "out")
             write(stream, out, watch)
     return survey.end()
 

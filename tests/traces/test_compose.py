@@ -246,6 +246,8 @@ def test_streamed_file_is_the_file(tmp_path_factory: pytest.TempPathFactory, tra
         (["read log.csv", "days 3 1"], "step 2 'days 3 1': first=3: expected 0 to 1"),
         (["read log.csv", "window -1"], "step 2 'window -1': start_s=-1.0: expected a number"),
         (["read log.csv", "retime 0"], "step 2 'retime 0': rps=0.0: expected a positive number"),
+        (["read log.csv", "scale 1e300"], "step 2 'scale 1e300': factor=1e+300: expected at most"),
+        (["read log.csv", "scale 1e-9"], "factor=1e-09: requests of log arrive up to 1.99e+14 s: "),
         (["read base.parquet", "clients"], "step 2 'clients': trace base has no column client"),
         (["read log.csv", "read log.csv"], "step 2 'read log.csv': expected as the first step"),
         (["thin 0.5"], "step 1 'thin 0.5': expected a source before it: read, market, servegen"),

@@ -79,6 +79,7 @@ def test_windows_on_both_sides_of_an_instant_share_out_the_requests(
         (lambda t: t.window(0.0, 0.0), "trace.duration_s=0.0: expected more than 0 seconds"),
         (lambda t: t.window(0.0, float("nan")), "trace.duration_s=nan: expected more than 0"),
         (lambda t: t.scale_rate(0.0), "trace.rate_scale=0.0: expected a positive number"),
+        (lambda t: t.scale_rate(1e300), "trace.rate_scale=1e+300: expected at most 1e+09"),
         (lambda t: t.scale_rate(-2.0), "trace.rate_scale=-2.0: expected a positive number"),
         (lambda t: t.scale_rate(float("inf")), "trace.rate_scale=inf: expected a positive number"),
         (lambda t: t.repeat(0), "trace.repeat=0: expected 1 or more"),

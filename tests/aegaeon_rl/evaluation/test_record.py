@@ -133,6 +133,8 @@ def test_open_folder_names_what_is_in_the_way(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=r"^run\.dir=.*: expected a folder to write$"):
             open_folder(path)
+        with pytest.raises(UserError, match=r"^out=.*: expected a folder to write$"):
+            open_folder(path, "out")
 
 
 @pytest.fixture
