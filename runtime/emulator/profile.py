@@ -26,6 +26,7 @@ COEFFICIENTS = (
     *("prefill_s", "prefill_token_s", "prefill_token2_s"),
     *("decode_s", "decode_context_s", "decode_batch_s"),
 )
+ENTRY_KEYS = (*COEFFICIENTS, TABLE, "kind", "source", "error_pct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +95,15 @@ def parse_profile(text: str, origin: str) -> Profile:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"profile {origin}: not JSON at line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # digits or depth beyond what Python reads
+        raise UserError(f"profile {origin}: not JSON: {error}") from None
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise UserError(f"profile {origin}: schema is not {SCHEMA!r}")
     for key in ("name", "gpu", "kind", "source", "models"):
         if key not in data:
             raise UserError(f"profile {origin}: key {key!r} is missing")
+        if key != "models" and not isinstance(data[key], str):
+            raise UserError(f"profile {origin}: {key}={data[key]!r}: expected a text")
     models = data["models"]
     if not isinstance(models, dict) or not models:
         raise UserError(f"profile {origin}: models={models!r}: expected costs by checkpoint")
@@ -113,6 +118,9 @@ def parse_profile(text: str, origin: str) -> Profile:
 
 
 def _fill(cost: Record, entry: dict[str, object], where: str) -> None:
+    for key in entry:
+        if key not in ENTRY_KEYS:
+            raise UserError(f"{where}.{key}: unknown key; {nearest(key, ENTRY_KEYS)}")
     has_table = TABLE in entry
     if has_table and "decode_batch_s" in entry:
         raise UserError(f"{where}: decode_batch_s and {TABLE} exclude each other: expected one")

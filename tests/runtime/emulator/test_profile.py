@@ -155,7 +155,15 @@ def with_table(pairs: Any) -> str:
 
 BAD = [
     ("{", "not JSON at line 1"),
+    ("[" * 100_000, "not JSON: maximum recursion depth"),
+    ("9" * 5000, "not JSON: Exceeds the limit"),
     ("[]", "schema is not"),
+    (json.dumps(document(name=5)), "name=5: expected a text"),
+    (json.dumps(document(source=None)), "source=None: expected a text"),
+    (
+        json.dumps(document(models={"tiny-random": {"decod_s": 0.1}})),
+        "tiny-random.decod_s: unknown key; did you mean 'decode_s'?",
+    ),
     (json.dumps(document(schema="other/2")), "schema is not"),
     *[(json.dumps(without(k)), f"key '{k}'") for k in ("name", "gpu", "kind", "source", "models")],
     (json.dumps(document(models=[1])), "models=[1]"),
