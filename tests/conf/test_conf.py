@@ -25,6 +25,7 @@ from traces.market import market_stream
 from traces.source import TraceSource
 
 FOLDER = Path(conf.__file__).parent
+PHYSICS = FOLDER.parent / "docs" / "physics.md"
 POOLS = sorted(p.stem for p in (FOLDER / "pool").glob("*.yaml") if not p.stem.startswith("_"))
 MARKETS = sorted(p.stem for p in (FOLDER / "market").glob("*.yaml"))
 REQUIRED = {"name": None, "profile": None, "checkpoints": []}
@@ -125,8 +126,13 @@ def test_ready_pool_has_the_memory_and_port_of_its_gpu(composed: Any, name: str)
     assert max(pool.h2d_bytes_s, pool.d2h_bytes_s) < gpu.pcie_bytes_s
 
 
+@pytest.mark.parametrize("key", sorted({field.name for field in fields(PoolSpec)} - {"name"}))
+def test_every_key_of_a_pool_is_on_the_page_of_physics(key: str) -> None:
+    assert f"`{key}" in PHYSICS.read_text(encoding="utf-8")
+
+
 def test_the_artifacts_pool_has_its_cost_model(composed: Any) -> None:
-    """Anchors 1.4: 16 H100, 16 GB/s, 0.5 MB of KV a token, KV in 0.8 of what the weights leave."""
+    """16 H100, 16 GB/s, 0.5 MB of KV a token, KV in 0.8 of what the weights leave."""
     pool = build(Config, composed("evaluate", "pool=h100x16_sosp25")).pool
     assert (pool.instances, pool.h2d_bytes_s, pool.kv_move_token_bytes) == (16, 16e9, 500_000)
     assert (pool.kv_fraction, pool.vram_bytes, pool.kv_out_free) == (0.8, 80_000_000_000, True)

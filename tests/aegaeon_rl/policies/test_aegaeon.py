@@ -1,4 +1,4 @@
-"""`aegaeon`: groups of eight, batches per model, quotas of the paper's section 1.2."""
+"""`aegaeon`: groups of eight, batches per model, quotas of equal playback time."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def routes(result: Any) -> list[tuple[int, int, int]]:
 def test_round_gives_every_batch_the_quota_of_the_formula(
     burst: Any, flat_pool: Any, spy: Any, artifact: bool
 ) -> None:
-    """q_i = c / (n_i (a - S)), a = max(c / (min n QMAX) + S, 0.5), n_i = d / t_i (anchors 1.2)."""
+    """q_i = c / (n_i (a - S)), a = max(c / (min n QMAX) + S, 0.5), n_i = d / t_i."""
     rounds: list[int] = []
     left: dict[int, int] = {}  # quotas by tag, as of the last decision
 

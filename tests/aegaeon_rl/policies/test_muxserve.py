@@ -57,7 +57,7 @@ def loads_of(pool: PoolSpec, load: Workload) -> Any:
 @pytest.mark.parametrize(
     ("changes", "models"),
     [
-        ({}, 2),  # 26 GB of Llama-2-13B (anchors 1.7)
+        ({}, 2),  # 26 GB of Llama-2-13B, as in the artifact
         ({"checkpoints": ("Qwen2.5-7B",)}, 5),
         ({"checkpoints": ("Qwen2.5-7B",), "kv_fraction": 0.01}, 2),
         ({"vram_bytes": 30 * GB}, 1),
