@@ -145,7 +145,7 @@ def _open_features(
     out[5] = min(ready * 0.125, 4.0)
     out[6] = clip((state.pool[0].now_ns - oldest) * per_ttft, 0.0, 4.0)
     out[14] = min(kv / capacity_bytes(state, m), 2.0)
-    out[15] = min(seconds * 1e9 * per_ttft, 2.0)
+    out[15] = clip(seconds * 1e9 * per_ttft, 0.0, 2.0)  # a kept sum: rounding may pass zero
 
 
 @inner

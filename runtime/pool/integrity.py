@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from runtime.core import FOREVER_NS, NONE, Command, KvPlace, Phases, RequestPhase, SlotState, Stage
 from runtime.pool.bits import WORD
+from runtime.pool.costs import prefill_s
 from runtime.pool.lists import BATCH, INCOMING, OUTGOING, PREFILL
 from runtime.pool.state import LISTS_PER_INSTANCE, State
 
@@ -278,6 +279,8 @@ def check_models(view: View) -> None:
     models, instances, slots = view.state.models, view.instances, view.state.slots
     m = np.arange(len(models))[:, None]
     equal("pool", "claimable", view.pool["claimable"], np.count_nonzero(view.is_open))
+    is_cancelled = (view.kind != NONE) & (view.requests["is_cancelled"] != 0)
+    equal("pool", "cancelling", view.pool["cancelling"], np.count_nonzero(is_cancelled))
     is_ranked = view.is_open & (view.requests["priority"] != 0)
     equal("pool", "ranked", view.pool["ranked"], np.count_nonzero(is_ranked))
     running = (instances["model"] == m) & (instances["stage"] >= Stage.COMMANDED)
@@ -319,6 +322,11 @@ def check_open_work(view: View) -> None:
     mean = np.zeros(len(models))
     np.add.at(mean, requests["model"][view.is_open], due[view.is_open].astype(float))
     equal("models", "deadline_sum_ns", np.isclose(models["deadline_sum_ns"], mean), True)
+    seconds = np.zeros(len(models))
+    for r in np.flatnonzero(view.kind == WAITING):
+        m = requests["model"][r]
+        seconds[m] += prefill_s(state.costs[0, m], view.context[r])
+    equal("models", "waiting_s", np.isclose(models["waiting_s"], seconds), True)
 
 
 def check_occupancy(view: View) -> None:

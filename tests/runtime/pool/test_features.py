@@ -197,6 +197,13 @@ def test_features_keep_their_bounds(
         assert low <= value <= high, feature.name
 
 
+def test_a_sum_that_rounding_left_below_zero_shows_as_zero(hand_pool: Any) -> None:
+    pool = hand_pool()
+    pool.arrive(0)
+    pool.state.models["waiting_s"][0] = -1e-17
+    assert row(pool, 0)["prefill_time"] == 0.0
+
+
 def test_features_do_not_change_the_pool(hand_pool: Any) -> None:
     pool = hand_pool()
     pool.arrive(0)

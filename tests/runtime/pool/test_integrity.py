@@ -107,6 +107,8 @@ def test_corrupt_request_is_named(
         ("pool", 0, "free_head", NONE, "phase == FREE is True, expected False"),
         ("pool", 0, "free_head", 0, "expected"),
         ("pool", 0, "in_flight", 0, "pool[0].in_flight is 0, expected 7"),
+        ("pool", 0, "cancelling", 1, "pool[].cancelling is 1, expected 0"),
+        ("models", 1, "waiting_s", 0.0, "models[1].waiting_s is False, expected True"),
         ("pool", 0, "ranked", 1, "pool[].ranked is 1, expected 0"),
         ("pool", 0, "claimable", 3, "pool[].claimable is 3, expected 2"),
         ("pool", 0, "commands", 10_000, "pool[].commands is 10000, expected 0.."),
