@@ -1,7 +1,7 @@
 """The vocabulary: what a model, a GPU, a pool, an SLO, an event and a decision are.
 
-Imports nothing of the project. Times are int64 nanoseconds inside the pool (`_ns`) and float
-seconds at the edges (`_s`); memory is bytes, or KV blocks of `block_tokens` tokens.
+Imports nothing of the project but its errors. Times are int64 nanoseconds inside the pool (`_ns`)
+and float seconds at the edges (`_s`); memory is bytes, or KV blocks of `block_tokens` tokens.
 """
 
 from collections.abc import Iterable

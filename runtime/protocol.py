@@ -21,7 +21,7 @@ class Policy(Protocol):
     def name(self) -> str: ...
 
     def configure(self, pool: PoolSpec) -> PoolSpec:
-        """The pool as this policy runs it (roles, dispatch, prefetch); hardware stays."""
+        """The pool as this policy runs it: its roles, dispatch, slots, limits; hardware stays."""
 
     def memory(self, state: State) -> Any:
         """Fresh tables for one pool, or any placeholder when it remembers nothing."""

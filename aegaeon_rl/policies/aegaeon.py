@@ -1,9 +1,8 @@
 """`aegaeon`: the SOSP'25 scheduler, grouped FCFS prefill and weighted round-robin decode.
 
-Prefill instances serve groups of at most MAX_GROUP requests of one model in order of creation
-(the group may be refilled while it drains). Decode instances serve
-one batch per model, round by round, with quotas that give every batch the same playback time
-(section 1.2).
+Prefill instances serve groups of at most MAX_GROUP requests of one model in order of creation (the
+group may be refilled while it drains). Decode instances serve one batch per model, round by round,
+with quotas that give every batch the same playback time.
 
 In a pool with `sosp25_rules` the artifact's simulator is followed where it differs. Prefill: groups
 are bounded by KV tokens; the request whose turn has come, its switch included, has left its group,

@@ -27,8 +27,9 @@ GAINS = {"slack_min": -1.0, "slack_mean": -1.0, "oldest_wait": 1.0, "unserved": 
 
 
 class IndexMemory(Tables):
-    """Weights [2, F] (turn, prefetch); quota_s [3]: the shortest and the longest turn, and what a
-    score gains while its model waits for one TTFT; scratch rows [K] and features [F]."""
+    """Weights [2, F] (turn, prefetch); quota_s [4]: the shortest and the longest turn, and what a
+    score gains while its model waits for one TTFT and loses while it is that much further ahead;
+    scratch rows [K] and features [F]."""
 
     layout: ClassVar = {
         "weights": Field(np.float64, 2),

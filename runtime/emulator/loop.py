@@ -36,8 +36,8 @@ class Signal(IntEnum):
     END = 1  # nothing will ever happen again, or the horizon is reached
     SLOTS_FULL = 2
     JOURNAL_FULL = 3
-    ARRIVALS_OUT = 5  # the next chunk of a stream is due
     STUCK = 4  # requests in flight, nothing pending: a policy that never serves them
+    ARRIVALS_OUT = 5  # the next chunk of a stream is due
 
 
 @kernel

@@ -12,8 +12,9 @@ from runtime.emulator.loop import Signal, keep_unfinished
 from runtime.emulator.profile import Profile, load_profile
 from runtime.emulator.script import outside
 from runtime.emulator.tables import Sim, arrivals_of, grow_journal, grow_slots, new_sim
+from runtime.pool.initial import new_state
 from runtime.pool.placement import preload
-from runtime.pool.state import State, Table, new_state
+from runtime.pool.state import State, Table
 from runtime.protocol import Oracle, Places, Policy, Workload
 from traces import Trace
 

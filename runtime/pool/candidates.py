@@ -23,7 +23,7 @@ from runtime.core import (
 from runtime.pool import bits, lists
 from runtime.pool.open_work import first_on_time, has_open_work, open_count
 from runtime.pool.state import Record, State
-from runtime.pool.turns import first_claimable, is_claimable, matches
+from runtime.pool.turns import first_claimable
 from runtime.pool.weights import fits_beside_active, prefetch_slot, slot_of
 
 ROWS = 64  # K
@@ -44,17 +44,10 @@ def has_turn_work(state: State, g: int, m: int, phases: int, tag: int) -> bool:
             waiting if allowed & Phases.PREFILL else 0
         ) > 0
     if allowed & Phases.DECODE:
-        r = lists.first(state, lists.ready_list(state, m))
-        while r >= 0:
-            if is_claimable(state, g, r) and matches(state, r, tag):
-                return True
-            r = state.requests[r].next
+        if first_claimable(state, g, lists.ready_list(state, m), tag) != NONE:
+            return True
     if allowed & Phases.PREFILL:
-        r = lists.first(state, lists.waiting_list(state, m))
-        while r >= 0:
-            if is_claimable(state, g, r) and matches(state, r, tag):
-                return True
-            r = state.requests[r].next
+        return bool(first_claimable(state, g, lists.waiting_list(state, m), tag) != NONE)
     return False
 
 

@@ -6,10 +6,11 @@ the models stay sorted by their earliest deadline; ties go to the model that app
 """
 
 from runtime.compiled import inner
-from runtime.core import FOREVER_NS, NONE, KvPlace, RequestPhase
+from runtime.core import FOREVER_NS, NONE, Command, KvPlace, RequestPhase
 from runtime.pool import lists
 from runtime.pool.costs import prefill_s
-from runtime.pool.memory import context_tokens, kv_bytes
+from runtime.pool.memory import context_tokens, kv_bytes, release_kv
+from runtime.pool.outbox import emit
 from runtime.pool.state import State
 
 
@@ -58,6 +59,31 @@ def open_request(state: State, r: int) -> None:
     model.waiting_since_ns = min(model.waiting_since_ns, state.pool[0].now_ns)
     _count(state, r)
     _sort(state, req.model)
+
+
+@inner
+def end_request(state: State, r: int, phase: int) -> None:
+    """A request in no list and without KV is over; the driver takes its record."""
+    state.requests[r].phase = phase
+    state.pool[0].cancelling -= state.requests[r].is_cancelled
+    emit(state, Command.RETIRE, r)
+
+
+@inner
+def reopen(state: State, r: int, phase: int) -> None:
+    """Offer r again: to turns, or to the router when a push pool has not placed it.
+
+    A request that was cancelled while it was owned ends here.
+    """
+    req = state.requests[r]
+    req.phase = phase
+    if req.is_cancelled != 0:
+        release_kv(state, r)
+        end_request(state, r, RequestPhase.CANCELLED)
+    elif state.pool[0].is_push != 0 and req.route == NONE:
+        lists.insert_by_arrival(state, lists.routing_list(state), r)
+    else:
+        open_request(state, r)
 
 
 @inner

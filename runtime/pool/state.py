@@ -9,21 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from runtime.core import (
-    FOREVER_NS,
-    NONE,
-    NS,
-    Dispatch,
-    HostKvFull,
-    ModelSpec,
-    Phases,
-    PoolSpec,
-    PrefetchMode,
-    SloSpec,
-    Stage,
-)
-from runtime.errors import UserError
-from runtime.pool.bits import new_bits
+from runtime.core import NONE
 from runtime.tables import Field, Tables
 
 Table = npt.NDArray[Any]
@@ -68,7 +54,6 @@ MODEL = np.dtype(
         ("kv_token_bytes", "i8"),
         ("ttft_ns", "i8"),
         ("tbt_ns", "i8"),
-        ("served_ns", "i8"),  # end of its last turn anywhere
         ("waiting_since_ns", "i8"),  # when its oldest unserved work became available, or FOREVER
         ("rate_rps", "f8"),  # decaying count of arrivals (tau = RATE_TAU_S)
         ("rate_at_ns", "i8"),
@@ -221,7 +206,6 @@ POOL = np.dtype(
         ("kv_survives_switch", "i8"),
         ("network_bytes", "i8"),  # KV that came from the host of another node
         ("recomputed", "i8"),  # KV dropped: no host memory, or lost in a switch
-        ("shed", "i8"),
     ],
     align=True,
 )
@@ -246,7 +230,6 @@ EVENT = np.dtype(
     align=True,
 )
 
-LONGEST_LOAD_S = 86_400.0
 GAP_BINS = 1024  # token gaps, GAP_PARTS bins an octave from GAP_FLOOR_S (slo.py)
 
 
@@ -294,52 +277,6 @@ class State(Tables):
 LISTS_PER_INSTANCE = 4
 
 
-def new_state(
-    spec: PoolSpec,
-    models: tuple[ModelSpec, ...],
-    slos: tuple[SloSpec, ...],
-    costs: Table,
-    *,
-    capacity: int = 1024,
-) -> State:
-    """An empty pool with `capacity` request slots; host caches hold the first models that fit.
-
-    An instance has the memory and the host links of its `spec.tp` GPUs. `costs` [T, M] is the
-    profile; what the scheduler believes adds the pool's step overhead. Raises UserError when the
-    weight slots leave no room for KV.
-    """
-    n_models, n_instances, n_nodes = len(models), spec.instances, spec.nodes
-    if len(slos) != n_models or costs.shape[1] != n_models:
-        raise ValueError(f"{len(slos)} SLOs and costs {costs.shape} for {n_models} models")
-    costs = costs.copy()
-    costs["decode_s"] += spec.step_overhead_s
-    state = State(
-        requests=np.zeros(capacity, REQUEST),
-        models=np.zeros(n_models, MODEL),
-        instances=np.zeros(n_instances, INSTANCE),
-        slots=np.zeros((n_instances, spec.weight_slots), SLOT),
-        nodes=np.zeros(n_nodes, NODE),
-        links=np.zeros(n_nodes * ports_per_node(spec), LINK),
-        hosted=np.zeros((n_nodes, n_models), HOSTED),
-        costs=costs,
-        lists=np.zeros(2 * n_models + LISTS_PER_INSTANCE * n_instances + 1, LIST),
-        outbox=np.zeros(64 + 8 * n_instances + 5 * capacity, COMMAND),
-        pool=np.zeros(1, POOL),
-        gaps=np.zeros(GAP_BINS, np.int64),
-        open_models=np.zeros(n_models, np.int64),
-        vacant=new_bits(n_instances, full=True),
-        prefetch_due=new_bits(n_instances),
-    )
-    _fill_pool(state, spec, models)
-    _fill_models(state, spec, models, slos)
-    _fill_instances(state, spec)
-    _fill_links(state, spec)
-    _fill_nodes(state, spec)
-    state.lists["head"] = state.lists["tail"] = NONE
-    chain_free_slots(state.requests, 0)
-    return state
-
-
 def chain_free_slots(requests: Table, first: int) -> None:
     """Link the unused slots `first`.. into the free chain, lowest first."""
     requests["next"][first:] = np.arange(first + 1, len(requests) + 1)
@@ -357,106 +294,3 @@ def grow_requests(state: State) -> None:
     state.pool["free_head"][0] = old
     state.put("requests", requests)
     state.put("outbox", np.zeros(len(state.outbox) + 5 * old, COMMAND))
-
-
-def _reserved_bytes(spec: PoolSpec, largest: int) -> int:
-    """Weight memory that an instance gives up for good; 0: the loaded model's only."""
-    vram_bytes, budget = spec.tp * spec.vram_bytes, spec.tp * spec.weight_budget_bytes
-    if 0 < budget < largest:
-        raise UserError(
-            f"pool.weight_budget_bytes={spec.weight_budget_bytes}: expected at least the largest"
-            f" model's {-(-largest // spec.tp)}"
-        )
-    reserved = budget or (spec.weight_slots * largest if spec.slots_reserved else 0)
-    if max(reserved, largest) >= vram_bytes:
-        held = f"{spec.weight_slots} weight slots of {largest / 1e9:.1f} GB leave"
-        key = "weight_slots"
-        if budget:
-            held, key = f"a weight budget of {budget / 1e9:.1f} GB leaves", "weight_budget_bytes"
-        raise UserError(
-            f"pool {spec.name}: {held} no room for KV in {vram_bytes / 1e9:.0f} GB;"
-            f" lower pool.{key}"
-        )
-    return reserved
-
-
-def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> None:
-    largest = max(model.weight_bytes for model in models)
-    reserved = _reserved_bytes(spec, largest)
-    for name in ("h2d_bytes_s", "d2h_bytes_s", "disk_bytes_s"):
-        if largest / getattr(spec, name) > LONGEST_LOAD_S:
-            raise UserError(
-                f"pool.{name}={getattr(spec, name)}: {largest / 1e9:.1f} GB would take over a day:"
-                f" expected at least {largest / LONGEST_LOAD_S:.3g}"
-            )
-    pool = state.pool
-    for name in ("vram_bytes", "h2d_bytes_s", "d2h_bytes_s"):
-        pool[name] = spec.tp * getattr(spec, name)
-    for name in ("kv_fraction", "disk_bytes_s"):
-        pool[name] = getattr(spec, name)
-    for name in ("network_bytes_s", "kv_move_token_bytes", "step_quantum_s", "block_tokens"):
-        pool[name] = getattr(spec, name)
-    for name in ("lookahead_tokens", "prefill_budget_tokens", "max_queue", "load_chunk_bytes"):
-        pool[name] = getattr(spec, name)
-    for name in ("kv_out_free", "kv_in_overlaps", "kv_reload_every_turn", "kv_stays"):
-        pool[name] = getattr(spec, name)
-    pool["prefill_chunk_tokens"] = spec.prefill_chunk_tokens
-    for name in ("priorities", "token_preempt", "kv_survives_switch"):
-        pool[name] = getattr(spec, name)
-    pool["reserved_bytes"] = reserved
-    budget = spec.tp * spec.weight_budget_bytes
-    pool["weight_budget_bytes"] = budget or spec.weight_slots * largest
-    pool["max_wait_ns"] = round(spec.max_wait_s * NS)
-    pool["command_ns"] = round(spec.command_s * NS)
-    pool["turn_overhead_ns"] = round(spec.turn_overhead_s * NS)
-    pool["host_kv_waits"] = spec.host_kv_full is HostKvFull.WAIT
-    pool["is_push"] = spec.dispatch is Dispatch.PUSH
-    pool["prefetches"] = spec.prefetch is PrefetchMode.CAUSAL and spec.weight_slots > 1
-    pool["credits_compute"] = spec.prefetch is PrefetchMode.RETROACTIVE
-
-
-def _fill_models(
-    state: State, spec: PoolSpec, models: tuple[ModelSpec, ...], slos: tuple[SloSpec, ...]
-) -> None:
-    table = state.models
-    table["weight_bytes"] = [model.weight_bytes for model in models]
-    rate = state.pool["h2d_bytes_s"][0]
-    table["load_ns"] = np.ceil(table["weight_bytes"] / rate * 1e9)
-    table["kv_token_bytes"] = [model.kv_token_bytes for model in models]
-    table["waiting_since_ns"] = table["urgent_ns"] = table["oldest_ns"] = FOREVER_NS
-    table["running_head"] = table["place"] = NONE
-    table["block_bytes"] = [model.kv_token_bytes * spec.block_tokens for model in models]
-    table["ttft_ns"] = [round(slo.ttft_s * NS) for slo in slos]
-    table["tbt_ns"] = [round(slo.tbt_s * NS) for slo in slos]
-
-
-def _fill_instances(state: State, spec: PoolSpec) -> None:
-    table = state.instances
-    table["node"] = np.arange(spec.instances) // spec.instances_per_node
-    table["role"] = spec.roles or (Phases.BOTH,) * spec.instances
-    table["stage"] = Stage.FREE
-    table["model"] = table["active_slot"] = table["loading_slot"] = NONE
-    table["load_since_ns"] = table["seen_wake"] = table["seen_arrivals"] = NONE
-    state.slots["model"] = NONE
-
-
-def ports_per_node(spec: PoolSpec) -> int:
-    return -(-spec.instances_per_node // spec.instances_per_port)
-
-
-def _fill_links(state: State, spec: PoolSpec) -> None:
-    """Instances of a node in groups of `instances_per_port`; the last group may be smaller."""
-    node, place = np.divmod(np.arange(spec.instances), spec.instances_per_node)
-    port = node * ports_per_node(spec) + place // spec.instances_per_port
-    state.instances["port"] = port
-    ports = np.arange(len(state.links))
-    state.links["first"] = np.searchsorted(port, ports)
-    state.links["end"] = np.searchsorted(port, ports, side="right")
-
-
-def _fill_nodes(state: State, spec: PoolSpec) -> None:
-    state.nodes["host_kv_bytes"] = spec.host_kv_bytes
-    state.nodes["host_weight_bytes"] = spec.host_weight_bytes
-    resident = np.cumsum(state.models["weight_bytes"]) <= spec.host_weight_bytes
-    state.hosted["is_cached"] = resident
-    state.nodes["host_weight_used_bytes"] = state.models["weight_bytes"][resident].sum()

@@ -32,18 +32,14 @@ from runtime.pool.memory import (
     release_kv,
 )
 from runtime.pool.occupancy import vacate
-from runtime.pool.open_work import close_request, open_request, recount
+from runtime.pool.open_work import close_request, end_request, open_request, recount, reopen
 from runtime.pool.outbox import emit
+from runtime.pool.outgoing import dequeue, let_out, send_out
 from runtime.pool.state import Record, State
 from runtime.pool.turns import (
     begin_turn,
-    dequeue,
-    end_request,
     end_turn,
     fail_open,
-    let_out,
-    reopen,
-    send_out,
     settle,
     try_join,
     unclaim,
@@ -155,7 +151,6 @@ def _arrival(state: State, event: Record) -> int:
     pool.arrivals += 1
     queued = pool.claimable + lists.count(state, lists.routing_list(state))
     if pool.max_queue > 0 and queued >= pool.max_queue:
-        pool.shed += 1
         end_request(state, r, RequestPhase.SHED)
     elif bytes_for(state, m, event.n + 1 + pool.lookahead_tokens) > capacity_bytes(state, m):
         end_request(state, r, RequestPhase.FAILED)
@@ -176,7 +171,6 @@ def _route(state: State, r: int, g: int, tag: int) -> int:
     lists.remove(state, r)
     if g == NONE:
         release_kv(state, r)
-        state.pool[0].shed += 1
         end_request(state, r, RequestPhase.SHED)
         return Outcome.OK
     state.requests[r].route = g
@@ -443,6 +437,8 @@ def _expire(state: State, r: int) -> int:
 def _cancel(state: State, r: int) -> int:
     """An unowned request ends at once; one that a turn or a move holds ends at its boundary."""
     req = state.requests[r]
+    if req.is_cancelled != 0:
+        return Outcome.REFUSED
     if req.phase != RequestPhase.RUNNING and req.kv != KvPlace.MOVING_OUT:
         if req.list == NONE:
             return Outcome.REFUSED

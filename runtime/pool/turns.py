@@ -15,7 +15,7 @@ from runtime.core import (
     Stage,
 )
 from runtime.pool import bits, lists
-from runtime.pool.links import begin_kv_in, change_outgoing
+from runtime.pool.links import begin_kv_in
 from runtime.pool.memory import (
     admission_bytes,
     can_step,
@@ -28,8 +28,15 @@ from runtime.pool.memory import (
     release_kv,
 )
 from runtime.pool.occupancy import occupy, vacate
-from runtime.pool.open_work import close_request, has_open_work, open_request, recount
+from runtime.pool.open_work import close_request, end_request, has_open_work, recount, reopen
 from runtime.pool.outbox import emit
+from runtime.pool.outgoing import (
+    dequeue,
+    evict_residents,
+    leave_residents,
+    move_out,
+    recompute,
+)
 from runtime.pool.state import State
 from runtime.pool.weights import place_weights
 
@@ -53,115 +60,6 @@ def matches(state: State, r: int, tag: int) -> bool:
 
 
 @inner
-def end_request(state: State, r: int, phase: int) -> None:
-    """A request in no list and without KV is over; the driver takes its record."""
-    state.requests[r].phase = phase
-    state.pool[0].cancelling -= state.requests[r].is_cancelled
-    emit(state, Command.RETIRE, r)
-
-
-@inner
-def move_out(state: State, g: int, r: int) -> None:
-    """Start to move KV of r (on g, in no list) to the host; without room there it is recomputed."""
-    if not has_host_room(state, g, r):
-        recompute(state, r)
-        return
-    state.requests[r].phase = RequestPhase.READY
-    lists.append(state, lists.instance_list(state, g, lists.OUTGOING), r)
-    start_move_out(state, g, r)
-
-
-@inner
-def start_move_out(state: State, g: int, r: int) -> None:
-    """Claim the host's memory for r, which is in g's outgoing list behind none that waits."""
-    req, need = state.requests[r], kv_bytes(state, r)
-    state.nodes[state.instances[g].node].host_kv_used_bytes += need
-    change_outgoing(state, g, need)
-    req.node = state.instances[g].node
-    req.kv = KvPlace.MOVING_OUT
-    emit(state, Command.MOVE_OUT, g)
-
-
-@inner
-def send_out(state: State, g: int, r: int) -> None:
-    """KV of r (on g, in no list) is of no use here: it leaves now, or once the host has room.
-
-    What the host could never hold is recomputed.
-    """
-    inst, need = state.instances[g], kv_bytes(state, r)
-    if inst.queued_bytes == 0 and has_host_room(state, g, r):
-        move_out(state, g, r)
-    elif need > state.nodes[inst.node].host_kv_bytes:
-        recompute(state, r)
-    else:
-        state.requests[r].phase = RequestPhase.READY
-        lists.append(state, lists.instance_list(state, g, lists.OUTGOING), r)
-        inst.queued_bytes += need
-        state.pool[0].queued += 1
-
-
-@inner
-def dequeue(state: State, g: int, r: int) -> None:
-    """r no longer waits for room on the host; whoever waits behind it may fit now."""
-    state.instances[g].queued_bytes -= kv_bytes(state, r)
-    state.pool[0].queued -= 1
-    state.pool[0].host_freed = 1
-
-
-@inner
-def first_queued(state: State, g: int) -> int:
-    """Behind the requests whose KV leaves g now: the first that waits for host room, or NONE."""
-    r = lists.first(state, lists.instance_list(state, g, lists.OUTGOING))
-    while r >= 0 and state.requests[r].kv == KvPlace.MOVING_OUT:
-        r = state.requests[r].next
-    return r
-
-
-@inner
-def let_out(state: State) -> None:
-    """Host memory was given back: what waits for it starts to leave, in order of instances."""
-    state.pool[0].host_freed = 0
-    for g in range(state.instances.shape[0]):
-        if state.instances[g].queued_bytes == 0:
-            continue
-        r = first_queued(state, g)
-        while r >= 0 and has_host_room(state, g, r):
-            dequeue(state, g, r)
-            start_move_out(state, g, r)
-            r = state.requests[r].next
-
-
-@inner
-def recompute(state: State, r: int) -> None:
-    """Drop the KV of r (in no list): it waits for a prefill of its prompt and emitted tokens."""
-    req = state.requests[r]
-    state.pool[0].recomputed += 1
-    state.pool[0].wakes += 1
-    release_kv(state, r)
-    req.instance = NONE
-    if req.route >= 0 and (state.instances[req.route].role & Phases.PREFILL) == 0:
-        req.route = NONE  # where it decoded nobody can prefill it
-    reopen(state, r, RequestPhase.WAITING)
-
-
-@inner
-def reopen(state: State, r: int, phase: int) -> None:
-    """Offer r again: to turns, or to the router when a push pool has not placed it.
-
-    A request that was cancelled while it was owned ends here.
-    """
-    req = state.requests[r]
-    req.phase = phase
-    if req.is_cancelled != 0:
-        release_kv(state, r)
-        end_request(state, r, RequestPhase.CANCELLED)
-    elif state.pool[0].is_push != 0 and req.route == NONE:
-        lists.insert_by_arrival(state, lists.routing_list(state), r)
-    else:
-        open_request(state, r)
-
-
-@inner
 def claim(state: State, g: int, r: int) -> int:
     """Give r to the turn on g; returns the device bytes it newly needs."""
     req = state.requests[r]
@@ -180,48 +78,6 @@ def claim(state: State, g: int, r: int) -> int:
         lists.append(state, lists.instance_list(state, g, lists.INCOMING), r)
     req.phase = RequestPhase.RUNNING
     return need
-
-
-@inner
-def evict_residents(state: State, g: int, m: int, is_lost: bool) -> None:
-    """KV of model m that idles on g starts to leave, or is lost."""
-    if state.models[m].bound == 0:
-        return
-    r = lists.first(state, lists.ready_list(state, m))
-    while r >= 0:
-        following = state.requests[r].next
-        if state.requests[r].kv == KvPlace.DEVICE and state.requests[r].instance == g:
-            close_request(state, r)
-            if is_lost:
-                recompute(state, r)
-            else:
-                move_out(state, g, r)
-        r = following
-    recount(state, m)
-
-
-@inner
-def leave_residents(state: State, g: int) -> None:
-    """What a switch does to the KV of the model that g leaves: kept, lost, or moved out."""
-    pool, m = state.pool[0], state.instances[g].model
-    if pool.kv_stays == 0 and pool.host_kv_waits != 0 and pool.kv_survives_switch != 0:
-        offer_residents(state, g, m)
-    elif pool.kv_stays == 0:
-        evict_residents(state, g, m, pool.kv_survives_switch == 0)
-
-
-@inner
-def offer_residents(state: State, g: int, m: int) -> None:
-    """KV of model m that idles on g starts to leave, as far as the host has room."""
-    r = lists.first(state, lists.ready_list(state, m))
-    while r >= 0:
-        following = state.requests[r].next
-        if state.requests[r].kv == KvPlace.DEVICE and state.requests[r].instance == g:
-            if has_host_room(state, g, r):
-                close_request(state, r)
-                move_out(state, g, r)
-        r = following
-    recount(state, m)
 
 
 @inner
@@ -305,7 +161,7 @@ def make_room(state: State, g: int, m: int, phases: int, tag: int) -> int:
 def take_requests(state: State, g: int, m: int, phases: int, tag: int) -> int:
     """Claim, oldest first, all that fits: READY before WAITING. Returns bytes newly needed.
 
-    Residents that no longer fit leave for the host: the tail of a split batch (Aegaeon, 1.2).
+    Residents that no longer fit leave for the host: the tail of a split batch (paper 4.3).
     A request that cannot fit alone fails.
     """
     room, promised = make_room(state, g, m, phases, tag), 0
@@ -479,7 +335,7 @@ def end_turn(state: State, g: int) -> None:
         r = lists.first(state, batch)
     inst.batch_context_tokens = 0
     state.slots[g, inst.active_slot].used_ns = state.pool[0].now_ns
-    state.models[inst.model].served_ns = inst.served_ns = state.pool[0].now_ns
+    inst.served_ns = state.pool[0].now_ns
     vacate(state, g)
     inst.stage = Stage.FREE
     bits.add(state.vacant, g)

@@ -31,8 +31,9 @@ from runtime.core import (
 from runtime.emulator.profile import load_profile
 from runtime.emulator.tables import RESULT
 from runtime.pool.candidates import next_decision, pose
+from runtime.pool.initial import new_state
 from runtime.pool.placement import preload
-from runtime.pool.state import EVENT, LISTS_PER_INSTANCE, State, Table, new_state
+from runtime.pool.state import EVENT, LISTS_PER_INSTANCE, State, Table
 from runtime.pool.transitions import Outcome, apply, release
 from runtime.protocol import Oracle, Places, Policy, Turn, Workload
 from traces import Trace

@@ -18,8 +18,9 @@ from runtime.core import (
     Stage,
 )
 from runtime.pool.candidates import ROWS, fill_rows, next_decision, pose
+from runtime.pool.initial import new_state
 from runtime.pool.integrity import check_integrity
-from runtime.pool.state import COST, EVENT, grow_requests, new_state
+from runtime.pool.state import COST, EVENT, grow_requests
 from runtime.pool.transitions import Outcome, apply, release
 
 BLOCK = 4  # tokens

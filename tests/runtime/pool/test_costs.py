@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from runtime.core import ModelSpec, PoolSpec, SloSpec
 from runtime.errors import UserError
 from runtime.pool.costs import prefill_s, prompt_s, step_s
-from runtime.pool.state import COST, KNOTS, new_state
+from runtime.pool.initial import new_state
+from runtime.pool.state import COST, KNOTS
 
 GB = 10**9
 SECONDS = st.floats(0, 1)
