@@ -113,6 +113,11 @@ def quantile(values: Floats, q: float) -> float:
     return float(np.quantile(values, q, method="inverted_cdf")) if len(values) else float("nan")
 
 
+def share(part: float, whole: float) -> float:
+    """0 of nothing: a run whose requests all fail at once takes no time."""
+    return part / whole if whole > 0 else 0.0
+
+
 def metrics(sample: Sample) -> dict[str, float]:
     """Shares are 0..1, times seconds."""
     results = sample.results
@@ -136,8 +141,8 @@ def metrics(sample: Sample) -> dict[str, float]:
         "stall_p99_s": quantile(stall, 0.99),
         "switches": float(sample.switches),
         "prefetched_switches": float(sample.prefetched_switches),
-        "switch_share": sample.switch_s / sample.gpu_s,
-        "gpu_busy": sample.busy_s / sample.gpu_s,
+        "switch_share": share(sample.switch_s, sample.gpu_s),
+        "gpu_busy": share(sample.busy_s, sample.gpu_s),
         "offered_requests_s": len(results) / sample.span_s,
         "backlog_slope": sample.backlog_slope,
         "unfinished": float((~failed & (phases != RequestPhase.DONE)).sum()),

@@ -144,6 +144,13 @@ def test_nothing_served_leaves_stalls_without_a_value(run_of: Any) -> None:
     assert (values["token_attainment"], values["fairness_jain"], values["worst_model"]) == (0, 0, 0)
 
 
+def test_a_run_that_takes_no_time_has_no_share_of_any(run_of: Any) -> None:
+    lost = {"first_s": None, "on_time": 0, "qos": 0.0, "phase": RequestPhase.FAILED}
+    instant = sample_of(run_of(lost), 0.0, 20.0)._replace(gpu_s=0.0, busy_s=0.0, switch_s=0.0)
+    found = metrics(instant)
+    assert (found["switch_share"], found["gpu_busy"]) == (0.0, 0.0)
+
+
 def test_merged_sums_runs_and_averages_slopes(run_of: Any) -> None:
     one = sample_of(run_of(*ROWS), 0.0, 10.0)
     other = one._replace(results=one.results[:1], backlog_slope=one.backlog_slope + 2.0)
