@@ -18,7 +18,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PACKAGES = ("traces", "runtime", "envs", "aegaeon_rl")
 CONSTANTS = ("core.py", "state.py")  # their values are frozen into the machine code
-MARKS = (b"@kernel", b"@inner", b"(Tables)")  # a layout's field order is machine code too
+MARKS = (
+    b"@kernel",
+    b"@inner",
+    b"@inlined",
+    b"(Tables)",
+)  # a layout's field order is machine code too
 FOLDERS_KEPT = 4
 
 
@@ -59,4 +64,11 @@ def inner(function: F) -> F:
     jitted: F = numba.njit(
         nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
     )(function)
+    return jitted
+
+
+def inlined(function: F) -> F:
+    """Compile `function` into its callers. Every function that links the core costs a second or
+    two of compile time, so that thin layers over it are better without a library of their own."""
+    jitted: F = numba.njit(nogil=True, error_model="numpy", inline="always")(function)
     return jitted
