@@ -38,5 +38,5 @@ def index() -> Index:
         turn={**shared, "is_loaded": 13.9, "running_elsewhere": -20.0},
         prefetch={**shared, "is_prefetched": 0.37, "running_elsewhere": -20.0},
         quota_s=0.1,
-        longest_s=1.0,
+        longest_s=0.5,
     )

@@ -1,7 +1,7 @@
 """`train`: a policy for a trace and a pool; weights.npz, the curve, and the held-out verdict."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.progress import (
@@ -21,6 +21,7 @@ from aegaeon_rl.evaluation.export import exported
 from aegaeon_rl.evaluation.plots import training_curve
 from aegaeon_rl.evaluation.report import Section, answer, percent, verdict
 from aegaeon_rl.evaluation.spec import EvaluationSpec
+from aegaeon_rl.policies.index import Index
 from aegaeon_rl.policies.learned import Learned, Weights
 from aegaeon_rl.policies.registry import make_policy
 from aegaeon_rl.training.session import Job, Listener, Point, best, chosen, train
@@ -141,8 +142,11 @@ def judge(
 
 def contest(job: Job, others: Sequence[Policy], weights: Weights) -> tuple[Plan, list[Policy]]:
     """The held-out part and who meets on it; last what was trained, `learned` by name unless
-    another is."""
+    another is. The start takes turns as short as the network's shortest, so that a gain is learned
+    and not one of shorter turns."""
     start = make_policy(job.spec.start)
+    if isinstance(start, Index):
+        start = replace(start, longest_s=start.quota_s)
     policies = [*(policy for policy in others if policy.name != start.name), start]
     is_taken = "learned" in [policy.name for policy in policies]
     policies.append(Learned(name="trained" if is_taken else "learned", weights=weights))

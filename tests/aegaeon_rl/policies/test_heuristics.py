@@ -53,4 +53,4 @@ def test_index_stays_while_it_has_slack(trace_of: Any, flat_pool: Any) -> None:
     trace = trace_of((0.0, 0, 9, 60), (0.2, 1, 9, 2))
     order = turns(trace, flat_pool(1), heuristics.index())
     assert order == [0] * (len(order) - 1) + [1]
-    assert len(order) == 2  # alone it may last 1 s, which covers all 60 steps
+    assert len(order) == 3  # 0.5 s, the rest of 60 steps, and the other
