@@ -181,13 +181,26 @@ def describe(trace: Trace | TraceStream) -> TraceFacts:
     return survey(trace).facts
 
 
+STEEPEST = 20.0  # of the Zipf exponents that are sought
+
+
 def zipf_exponent(counts: npt.NDArray[np.int64]) -> float:
-    """Least squares of log count on log rank, over models with at least two requests."""
-    ranked = np.sort(counts[counts >= 2])[::-1]
+    """Maximum likelihood of requests whose model has rank r with probability ~ r^-s, 0 to
+    STEEPEST: where the mean log rank of the requests is the expected one. Every request counts
+    alike, so the exponent is that of the head, not of the many models with few requests."""
+    ranked = np.sort(counts[counts > 0])[::-1]
     if len(ranked) < 2:
         return 0.0
-    slope = np.polyfit(np.log(np.arange(1, len(ranked) + 1)), np.log(ranked), 1)[0]
-    return float(-slope)
+    ranks = np.log(np.arange(1, len(ranked) + 1))
+    found, low, high = float(ranked @ ranks / ranked.sum()), 0.0, STEEPEST
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        weights = np.exp(-middle * ranks)
+        if weights @ ranks / weights.sum() > found:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def _dispersion(squares: Floats, total: Floats | Ints | int, windows: int) -> Floats:

@@ -61,7 +61,7 @@ def table(found: Surveyed) -> list[tuple[str, str, str]]:
         ("requests", f"{f.requests:,}", f"{f.rate_rps:.3g}/s over {_duration(f.span_s)}"),
         ("models", f"{f.models:,}", "with a request"),
         ("peak over mean", f"{f.peak_over_mean:.1f}", "busiest minute over the mean one"),
-        ("popularity", f"{f.zipf:.2f}", "Zipf exponent, fitted over ranks"),
+        ("popularity", f"{f.zipf:.2f}", "Zipf exponent, most likely of its requests"),
         ("top tenth of models", percent(f.top10_share), "of all requests"),
         ("CV of gaps", _number(f.cv), "of the median model; 1 is Poisson"),
         ("CV within 10 minutes", _number(f.cv_within), "median over models and windows"),

@@ -84,15 +84,14 @@ def popularity(found: Surveyed) -> str:
     counts = np.sort(found.counts[found.counts > 0])[::-1]
     rank = np.arange(1, len(counts) + 1)
     slope = found.facts.zipf
-    fitted = rank[counts >= 2]
+    line = rank.astype(float) ** -slope
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         ranks, share = figure.subplots(1, 2)
         ranks.plot(rank, counts, ".", color=PALETTE[0], markersize=4)
-        if len(fitted) > 1:
-            offset = np.mean(np.log(counts[: len(fitted)]) + slope * np.log(fitted))
-            line = np.exp(offset) * fitted.astype(float) ** -slope
-            ranks.plot(fitted, line, color=PALETTE[1], label=f"Zipf, exponent {slope:.2f}")
+        if len(counts) > 1:
+            line *= counts.sum() / line.sum()
+            ranks.plot(rank, line, color=PALETTE[1], label=f"Zipf, exponent {slope:.2f}")
             ranks.legend()
         ranks.set(xscale="log", yscale="log", xlabel="rank of the model", ylabel="requests")
         for axis in (ranks.xaxis, ranks.yaxis):
