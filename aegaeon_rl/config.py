@@ -25,6 +25,7 @@ from runtime.errors import UserError, nearest
 
 T = TypeVar("T")
 MODULE = "conf"
+MODEL_SLOS = "'slo.models={NAME:{ttft_s:5.0,tbt_s:0.05}}'"
 
 
 def build(cls: type[T], config: DictConfig) -> T:
@@ -215,6 +216,8 @@ def _check_override(override: Override, defaults: DictConfig) -> None:
     groups = [group for group in loader.list_groups("") if group != "hydra"]
     known = {*_keys(defaults), *groups}
     if key not in known:
+        if key.startswith("slo.models."):
+            raise UserError(f"{key}: write the models of slo.models as a map, {MODEL_SLOS}")
         section = key.rpartition(".")[0]
         beside = [name for name in known if name.rpartition(".")[0] == section]
         raise UserError(f"{key}: unknown key; {nearest(key, beside or known)}")

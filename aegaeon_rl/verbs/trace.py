@@ -146,6 +146,10 @@ def refuse_unused(config: Config) -> None:
 
 def checked_out(config: Config) -> Path | None:
     """The file to write, if any. Raises UserError before anything is written."""
+    if config.action is Action.DESCRIBE and config.out is not None:
+        raise UserError(
+            f"out={config.out}: action=describe writes no trace; did you mean action=import?"
+        )
     if config.action is Action.DESCRIBE:
         return None
     if config.out is None and config.action is Action.FETCH:

@@ -85,6 +85,7 @@ def new_state(
     )
     _fill_pool(state, spec, models)
     _fill_models(state, spec, models, slos)
+    _check_room(state, spec, models)
     _fill_instances(state, spec)
     _fill_links(state, spec)
     _fill_nodes(state, spec)
@@ -153,6 +154,19 @@ def _fill_models(
     table["block_bytes"] = [model.kv_token_bytes * spec.block_tokens for model in models]
     table["ttft_ns"] = [round(slo.ttft_s * NS) for slo in slos]
     table["tbt_ns"] = [round(slo.tbt_s * NS) for slo in slos]
+
+
+def _check_room(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> None:
+    """Raises UserError for a model of which an instance could not hold one KV block."""
+    pool = state.pool[0]
+    for model, block in zip(models, state.models["block_bytes"].tolist(), strict=True):
+        held = pool["reserved_bytes"] or model.weight_bytes
+        room = int(spec.kv_fraction * (pool["vram_bytes"] - held))
+        if room < block:
+            raise UserError(
+                f"pool.kv_fraction={spec.kv_fraction}: pool {spec.name} has {room:,} bytes for the"
+                f" KV of {model.name}: expected at least one block of {block:,}"
+            )
 
 
 def _fill_instances(state: State, spec: PoolSpec) -> None:

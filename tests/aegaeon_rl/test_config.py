@@ -212,6 +212,11 @@ def test_keys_that_scripts_rely_on_are_accepted(override: str) -> None:
     check_overrides("evaluate", [override.replace("h20x8", "h200x1")], is_multirun=False)
 
 
+def test_slos_of_a_model_are_written_as_a_map() -> None:
+    with pytest.raises(UserError, match=r"slo\.models\.m1\.ttft_s: .* 'slo\.models=\{NAME:"):
+        check_overrides("evaluate", ["slo.models.m1.ttft_s=3"], is_multirun=False)
+
+
 def test_sweeps_need_multirun() -> None:
     for sweep in ("seed=1,2", "seed=range(1,4)", "pool=h100x4,h100x8", "pool=glob(h*)"):
         check_overrides("evaluate", [sweep], is_multirun=True)

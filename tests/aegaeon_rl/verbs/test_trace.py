@@ -51,7 +51,7 @@ def test_describe_tells_the_facts(cli: Callable[..., Any], source: str, tmp_path
 
 
 def test_describe_knows_the_bundled_trace(cli: Callable[..., Any], tmp_path: Path) -> None:
-    assert cli("trace", "trace.duration_s=60", "out=ignored.parquet").code == 0
+    assert cli("trace", "trace.duration_s=60").code == 0
     (folder,) = (tmp_path / "runs" / "trace").iterdir()
     assert summary(folder)["trace"]["name"] == "market_demo"
     assert not (tmp_path / "ignored.parquet").exists()
@@ -171,6 +171,7 @@ def test_streamed_market_is_described_in_part(cli: Callable[..., Any], tmp_path:
             ["action=generate", "trace.path=x.csv", "out=x.csv"],
             "trace: action=generate reads no trace; expected keys of market alone",
         ),
+        (["out=x.csv"], "out=x.csv: action=describe writes no trace; did you mean action=import?"),
         (["action=import"], "out=null: action=import needs a file to write, as out=x.parquet"),
         (["action=generate"], "out=null: action=generate needs a file"),
         (["action=generate", "out=sub/x.parqet"], "out=sub/x.parqet: cannot write '.parqet'"),

@@ -136,6 +136,11 @@ def test_slots_that_leave_no_room_for_kv_are_the_users_mistake(hand_pool: Any) -
         hand_pool(weights=(600, 10))
 
 
+def test_a_pool_without_room_for_one_block_of_a_model_is_the_users_mistake(hand_pool: Any) -> None:
+    with pytest.raises(UserError, match=r"pool\.kv_fraction=0\.01: .* at least one block of "):
+        hand_pool(kv_fraction=0.01)
+
+
 def test_a_turn_whose_kv_does_not_fit_waits_for_the_moves_out(hand_pool: Any) -> None:
     pool = hand_pool()
     pool.arrive(0, 59)  # 15 blocks
