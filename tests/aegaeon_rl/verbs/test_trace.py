@@ -54,7 +54,6 @@ def test_describe_knows_the_bundled_trace(cli: Callable[..., Any], tmp_path: Pat
     assert cli("trace", "trace.duration_s=60").code == 0
     (folder,) = (tmp_path / "runs" / "trace").iterdir()
     assert summary(folder)["trace"]["name"] == "market_demo"
-    assert not (tmp_path / "ignored.parquet").exists()
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
