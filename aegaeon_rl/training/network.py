@@ -1,6 +1,7 @@
 """The learned policy in torch: the same function as `policies.learned`, for gradients.
 
-Letters: B decisions, K rows, F, I, C features, H hidden units, Q quotas.
+Letters: B decisions, N open rows of them all, K rows a decision shows, F, I, C features, H hidden
+units, Q quotas.
 """
 
 from typing import Any
@@ -14,23 +15,23 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from aegaeon_rl.policies.learned import IDLE_PENALTY, LEVEL_PENALTY, Weights
-from runtime.pool.features import C, F, I
+from aegaeon_rl.training.packed import Packed, pack
+from runtime.pool.features import INSTANCE_FEATURES, C, F, I
 
 CRITIC = 64
+CLOSED = -1e8  # logit of an action that the mask forbids, as in sb3-contrib
+IS_PREFETCH = [feature.name for feature in INSTANCE_FEATURES].index("is_prefetch")
 
 
-class Columns(BaseFeaturesExtractor):
-    """The observation as one row of numbers: rows [K*F], which rows are open [K], instance [I],
-    globals [C]."""
+class Rows(BaseFeaturesExtractor):
+    """The observation with its open rows only, as `Packed`."""
 
-    def __init__(self, space: spaces.Dict, rows: int, levels: int) -> None:
-        super().__init__(space, rows * F + rows + I + C)
-        self.rows, self.levels = rows, levels
+    def __init__(self, space: spaces.Dict, levels: int) -> None:
+        super().__init__(space, F + I + C)
+        self.levels = levels
 
-    def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        is_open = observation["action_mask"][:, : self.rows * self.levels : self.levels].float()
-        parts = (observation["rows"], is_open, observation["instance"], observation["globals"])
-        return torch.cat(parts, dim=1)
+    def forward(self, observation: dict[str, Tensor]) -> Packed:
+        return pack(observation, self.levels)
 
 
 class RowNetwork(nn.Module):
@@ -90,34 +91,35 @@ class RowNetwork(nn.Module):
             quotas_s=array(self.quotas_s),
         )
 
-    def forward(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward_actor(columns), self.forward_critic(columns)
+    def forward(self, decisions: Packed) -> tuple[Tensor, Tensor]:
+        return self.forward_actor(decisions), self.forward_critic(decisions)
 
-    def parts(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """rows [B, K, F], is_open [B, K], context [B, I+C]."""
-        size = self.rows * F
-        rows = columns[:, :size].reshape(-1, self.rows, F)
-        return rows, columns[:, size : size + self.rows], columns[:, size + self.rows :]
-
-    def forward_actor(self, columns: Tensor) -> Tensor:
-        rows, is_open, context = self.parts(columns)
+    def forward_actor(self, decisions: Packed) -> Tensor:
+        """Actions of closed rows score 0: the mask is theirs to carry."""
+        rows, owner, place, _, context = decisions
+        size, levels = len(context), len(self.quotas_s)
         by_row, by_context = self.first.weight[:, :F], self.first.weight[:, F:]
-        shared = (context @ by_context.T + self.first.bias)[:, None, :]
-        hidden = torch.relu(self.second(torch.relu(rows @ by_row.T + shared)))
-        is_prefetch = context[:, 1] > 0.5
-        index = torch.einsum("bkf,bf->bk", rows, self.base[is_prefetch.long()])
-        scores = index[:, :, None] - self.penalty + self.last(hidden)
-        best = index.masked_fill(is_open < 0.5, -torch.inf).amax(dim=1, keepdim=True)
-        best = torch.where(torch.isfinite(best), best, 0.0)
-        idle = best - IDLE_PENALTY + self.idle(context)
-        return self.scale * torch.cat([scores.flatten(1), idle], dim=1)
+        shared = torch.addmm(self.first.bias, context, by_context.T)
+        hidden = torch.relu(torch.addmm(shared[owner], rows, by_row.T))
+        hidden = torch.relu(self.second(hidden))
+        index, best = self.index_of(rows, owner, context)
+        scores = index[:, None] - self.penalty + self.last(hidden)
+        shown = scores.new_zeros(size * self.rows, levels)
+        shown = shown.index_put((owner * self.rows + place,), scores)
+        idle = best - IDLE_PENALTY + self.idle(context)[:, 0]
+        return self.scale * torch.cat([shown.view(size, -1), idle[:, None]], dim=1)
 
-    def forward_critic(self, columns: Tensor) -> Tensor:
-        rows, is_open, context = self.parts(columns)
-        weight = is_open[:, :, None]
-        mean = (rows * weight).sum(1) / weight.sum(1).clamp(min=1.0)
-        most = (rows * weight).amax(1)
-        return self.critic(torch.cat([mean, most, context], dim=1))
+    @torch.no_grad()
+    def index_of(self, rows: Tensor, owner: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """The index of each row [N], and of each decision's best [B], 0 without a row."""
+        base = self.base[(context[:, IS_PREFETCH] > 0.5).long()]
+        index = (rows * base[owner]).sum(1)
+        best = index.new_full((len(context),), -torch.inf)
+        best.scatter_reduce_(0, owner, index, "amax")
+        return index, torch.where(torch.isfinite(best), best, 0.0)
+
+    def forward_critic(self, decisions: Packed) -> Tensor:
+        return self.critic(torch.cat([decisions.summary, decisions.context], dim=1))
 
 
 class RowPolicy(MaskableMultiInputActorCriticPolicy):
@@ -128,6 +130,35 @@ class RowPolicy(MaskableMultiInputActorCriticPolicy):
     ) -> None:
         self.start, self.rows, self.scale = weights, rows, scale
         super().__init__(*args, **kwargs)
+
+    def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
+        return obs if isinstance(obs, Packed) else super().extract_features(obs, features_extractor)
+
+    def forward(
+        self, obs: Any, deterministic: bool = False, action_masks: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        values, log_probs = self.judge(obs, action_masks)
+        if deterministic:
+            actions = log_probs.argmax(dim=1)
+        else:
+            actions = torch.multinomial(log_probs.exp(), 1)[:, 0]
+        return actions, values, log_probs.gather(1, actions[:, None])[:, 0]
+
+    def evaluate_actions(
+        self, obs: Any, actions: Tensor, action_masks: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        values, log_probs = self.judge(obs, action_masks)
+        entropy = -(log_probs.exp() * log_probs).sum(dim=1)
+        return values, log_probs.gather(1, actions.long()[:, None])[:, 0], entropy
+
+    def judge(self, obs: Any, action_masks: Any) -> tuple[Tensor, Tensor]:
+        """Values [B, 1] and log-probabilities [B, K*Q+1]: what sb3-contrib's masked distribution
+        says, without its checks of every argument."""
+        logits, critic = self.mlp_extractor(self.extract_features(obs))
+        if action_masks is not None:
+            mask = torch.as_tensor(action_masks, dtype=torch.bool)
+            logits = torch.where(mask, logits, CLOSED)
+        return self.value_net(critic), torch.log_softmax(logits, dim=1)
 
     def _build_mlp_extractor(self) -> None:
         self.mlp_extractor = RowNetwork(self.start, self.rows, self.scale)  # type: ignore[assignment]
@@ -146,6 +177,6 @@ def policy_arguments(weights: Weights, rows: int, scale: float) -> dict[str, Any
         "rows": rows,
         "scale": scale,
         "ortho_init": False,
-        "features_extractor_class": Columns,
-        "features_extractor_kwargs": {"rows": rows, "levels": len(weights.quotas_s)},
+        "features_extractor_class": Rows,
+        "features_extractor_kwargs": {"levels": len(weights.quotas_s)},
     }

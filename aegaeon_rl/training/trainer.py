@@ -18,7 +18,8 @@ from aegaeon_rl.policies.index import Index
 from aegaeon_rl.policies.learned import FILE, Learned, Weights, initial_weights, save_weights
 from aegaeon_rl.policies.registry import make_policy
 from aegaeon_rl.training.network import RowNetwork, RowPolicy, policy_arguments
-from aegaeon_rl.training.smdp import EventTimeBuffer
+from aegaeon_rl.training.packed import PackedBuffer
+from aegaeon_rl.training.smdp import EventClock
 from aegaeon_rl.training.spec import TrainSpec
 from envs.scenario import ScenarioSpec
 from envs.vector import PoolVecEnv
@@ -72,7 +73,7 @@ class Trainer:
         self.spec, self.seed, self.folder = spec, seed, folder
         weights = starting_weights(spec, seed)
         quotas = tuple(round(float(q), 6) for q in weights.quotas_s)
-        self.pools = PoolVecEnv(scenario, spec.pools, rows=spec.rows, quotas_s=quotas)
+        self.pools = EventClock(PoolVecEnv(scenario, spec.pools, rows=spec.rows, quotas_s=quotas))
         self.model = MaskablePPO(
             RowPolicy,
             self.pools,
@@ -84,14 +85,14 @@ class Trainer:
             gae_lambda=spec.gae_lambda,
             clip_range=spec.clip,
             ent_coef=spec.entropy,
-            rollout_buffer_class=EventTimeBuffer,
-            rollout_buffer_kwargs={"horizon_s": spec.horizon_s},
+            rollout_buffer_class=PackedBuffer,
+            rollout_buffer_kwargs={"horizon_s": spec.horizon_s, "levels": len(quotas)},
             policy_kwargs=policy_arguments(weights, spec.rows, spec.scale),
             seed=segment_seed(seed, 0),  # of the critic's first weights
             device="cpu",
         )
         buffer = self.model.rollout_buffer
-        assert isinstance(buffer, EventTimeBuffer)
+        assert isinstance(buffer, PackedBuffer)
         buffer.attach(self.pools)
         self.model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
         self.done: int = 0

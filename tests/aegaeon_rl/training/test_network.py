@@ -8,15 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from aegaeon_rl.policies.heuristics import collate, fcfs, index
 from aegaeon_rl.policies.index import Index
-from aegaeon_rl.policies.learned import LEVEL_PENALTY, Learned, Weights, initial_weights
-from aegaeon_rl.training.network import Columns, RowNetwork
+from aegaeon_rl.policies.learned import (
+    IDLE_PENALTY,
+    LEVEL_PENALTY,
+    Learned,
+    Weights,
+    initial_weights,
+)
+from aegaeon_rl.training.network import RowNetwork, RowPolicy, policy_arguments
+from aegaeon_rl.training.packed import Packed, pack
 from aegaeon_rl.training.session import Job
 from envs.pools import Pools, observation_space
 from runtime.core import NONE, DecisionKind, EventKind
 from runtime.emulator.run import run
+from runtime.pool.features import F
 
 QUOTAS_S = (0.05, 0.2, 0.5)
 ROWS = 16
@@ -46,17 +55,15 @@ def network_of(weights: Weights, scale: float = 5.0) -> RowNetwork:
     return RowNetwork(weights, ROWS, scale)
 
 
-def columns_of(pools: Pools) -> torch.Tensor:
-    """What the pools show, as the network takes it [P, columns]."""
-    levels = len(pools.quotas_s)
-    observed = {name: torch.from_numpy(a) for name, a in pools.observation(slice(None)).items()}
-    return Columns(observation_space(pools.rows, levels), pools.rows, levels)(observed)
+def shown_by(pools: Pools) -> Packed:
+    """What the pools show, as the network takes it."""
+    return pack(pools.observation(slice(None)), len(pools.quotas_s))
 
 
 def open_scores(network: RowNetwork, pools: Pools) -> np.ndarray:
     """Scores [K*Q+1] of the first pool's actions, in units of the index; masked ones at -inf."""
     with torch.no_grad():
-        logits = network.forward_actor(columns_of(pools))[0].numpy()
+        logits = network.forward_actor(shown_by(pools))[0].numpy()
     return np.where(pools.buffers.mask[0], logits / network.scale, -np.inf)
 
 
@@ -133,32 +140,101 @@ def test_scale_sharpens_and_never_reorders(make_job: Callable[..., Job], tmp_pat
     pools = Pools(make_job(tmp_path).scenario(), 8, rows=ROWS, quotas_s=QUOTAS_S)
     for p in range(8):
         pools.reset(p)
-    columns, weights = columns_of(pools), stirred(3)
+    shown, weights = shown_by(pools), stirred(3)
     soft, sharp = network_of(weights, 1.0), network_of(weights, 10.0)
-    expected = 10.0 * soft.forward_actor(columns).detach().numpy()
-    assert sharp.forward_actor(columns).detach().numpy() == pytest.approx(expected, rel=1e-5)
+    expected = 10.0 * soft.forward_actor(shown).detach().numpy()
+    assert sharp.forward_actor(shown).detach().numpy() == pytest.approx(expected, rel=1e-5)
 
 
 def test_closed_rows_change_nothing(make_job: Callable[..., Job], tmp_path: Path) -> None:
-    scenario = replace(make_job(tmp_path).scenario(), load_scale=(1.0, 1.0))
-    pools = Pools(scenario, 8, rows=ROWS, quotas_s=QUOTAS_S)
+    pools = Pools(make_job(tmp_path).scenario(), 8, rows=ROWS, quotas_s=QUOTAS_S)
     for p in range(8):
         pools.reset(p)
-    columns, network = columns_of(pools), network_of(stirred(4))
-    rows, is_open, context = network.parts(columns)
-    noise = torch.rand(rows.shape) * (is_open[:, :, None] < 0.5)
-    other = torch.cat([(rows + noise).flatten(1), is_open, context], dim=1)
-    assert not torch.equal(columns, other)
-    assert torch.equal(network.forward_critic(columns), network.forward_critic(other))
-    mask = torch.from_numpy(pools.buffers.mask)
-    mask[:, -1] = True  # idle is scored against the best open row
-    before, after = network.forward_actor(columns), network.forward_actor(other)
-    assert torch.equal(before[mask], after[mask])
+    observation, levels = pools.observation(slice(None)), len(QUOTAS_S)
+    is_open = observation["action_mask"][:, : ROWS * levels : levels]
+    noise = np.random.default_rng(0).random((8, ROWS, F), np.float32) * (is_open == 0)[:, :, None]
+    other = {**observation, "rows": observation["rows"] + noise.reshape(8, -1)}
+    for ours, theirs in zip(pack(observation, levels), pack(other, levels), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def dense_scores(network: RowNetwork, observation: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The network's definition, on all rows at once, closed or not [B, K*Q+1]."""
+    rows = observation["rows"].reshape(-1, ROWS, F)
+    is_open = observation["action_mask"][:, :-1].reshape(-1, ROWS, len(QUOTAS_S))[:, :, 0] > 0
+    context = torch.cat([observation["instance"], observation["globals"]], dim=1)
+    inputs = torch.cat([rows, context[:, None].expand(-1, ROWS, -1)], dim=2)
+    hidden = torch.relu(network.second(torch.relu(network.first(inputs))))
+    index = (rows * network.base[(context[:, 1] > 0.5).long()][:, None]).sum(2)
+    scores = index[:, :, None] - network.penalty + network.last(hidden)
+    best = torch.where(is_open, index, -torch.inf).amax(1)
+    idle = torch.where(torch.isfinite(best), best, 0.0) - IDLE_PENALTY
+    idle = idle + network.idle(context)[:, 0]
+    return network.scale * torch.cat([scores.flatten(1), idle[:, None]], dim=1)
+
+
+def crowd(size: int) -> dict[str, torch.Tensor]:
+    """Made-up decisions: from no open row to all of them, in any place."""
+    rng = np.random.default_rng(size)
+    space = observation_space(ROWS, len(QUOTAS_S))
+    space.seed(size)
+    drawn = [space.sample() for _ in range(size)]
+    observation = {name: np.stack([one[name] for one in drawn]) for name in space.spaces}
+    is_open = rng.random((size, ROWS)) < np.linspace(0, 1.1, size)[:, None]
+    mask = np.repeat(is_open, len(QUOTAS_S), axis=1)
+    observation["action_mask"] = np.hstack([mask, np.ones((size, 1), bool)]).astype(np.int8)
+    return {name: torch.from_numpy(array) for name, array in observation.items()}
+
+
+def test_open_rows_alone_score_and_learn_as_among_all() -> None:
+    network, observation = network_of(stirred(6)), crowd(40)
+    mask = observation["action_mask"] > 0
+    weight = torch.randn(mask.shape, generator=torch.Generator().manual_seed(0)) * mask
+    scores = network.forward_actor(pack(observation, len(QUOTAS_S)))
+    dense = dense_scores(network, observation)
+    assert torch.allclose(scores[mask], dense[mask], atol=1e-4)
+    ours, theirs = (
+        torch.autograd.grad((x * weight).sum(), list(network.first.parameters()))
+        for x in (scores, dense)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-2)
+
+
+def test_summary_is_mean_and_most_of_open_rows() -> None:
+    observation = crowd(40)
+    rows = observation["rows"].reshape(40, ROWS, F)
+    is_open = (observation["action_mask"][:, :-1:3] > 0)[:, :, None]
+    mean = (rows * is_open).sum(1) / is_open.sum(1).clamp(min=1)
+    most = torch.where(is_open, rows, 0.0).amax(1)
+    summary = pack(observation, 3).summary
+    assert torch.allclose(summary, torch.cat([mean, most], dim=1), atol=1e-5)
+
+
+def make_policy() -> RowPolicy:
+    space, action = observation_space(ROWS, len(QUOTAS_S)), spaces.Discrete(ROWS * 3 + 1)
+    return RowPolicy(space, action, lambda _: 1e-3, **policy_arguments(stirred(7), ROWS, 2.0))
+
+
+def test_probabilities_are_sb3_contribs_masked_distribution() -> None:
+    policy, observation = make_policy(), crowd(40)
+    masks = observation["action_mask"].numpy() > 0
+    distribution = policy.get_distribution(observation, action_masks=masks)
+    actions, values, log_prob = policy(observation, action_masks=masks)
+    assert masks[np.arange(40), actions.numpy()].all()
+    assert torch.allclose(log_prob, distribution.log_prob(actions), atol=1e-5)
+    assert torch.equal(values, policy.predict_values(observation))
+    again, same_log_prob, entropy = policy.evaluate_actions(observation, actions, masks)
+    assert torch.equal(again, values)
+    assert torch.allclose(same_log_prob, log_prob, atol=1e-6)
+    assert torch.allclose(entropy, distribution.entropy(), atol=1e-4)
+    best = policy(observation, deterministic=True, action_masks=masks)[0]
+    assert torch.equal(best, distribution.mode())
 
 
 def test_without_an_open_row_idle_still_has_a_score() -> None:
     network = network_of(stirred(5))
-    columns = torch.zeros(1, ROWS * 16 + ROWS + 16)
-    actor, critic = network(columns)
+    observation = {name: array * 0 for name, array in crowd(1).items()}
+    actor, critic = network(pack(observation, len(QUOTAS_S)))
     assert torch.isfinite(actor).all()
     assert torch.isfinite(critic).all()
