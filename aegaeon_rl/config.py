@@ -1,15 +1,13 @@
 """The door for configuration: Hydra's tree becomes typed, checked dataclasses, once.
 
-Only this module and the command line know Hydra and OmegaConf. A field's type and its owner's
-`__post_init__` decide what is valid; a wrong key or value is one line with the nearest choice.
+Only this module and the command line know Hydra and OmegaConf; `runtime.plain` makes the
+dataclasses. A wrong key or value is one line with the nearest choice.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, is_dataclass
-from enum import Enum
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -22,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runtime.errors import UserError, nearest
+from runtime.plain import from_plain, plain
 
 T = TypeVar("T")
 MODULE = "conf"
@@ -36,12 +35,12 @@ def build(cls: type[T], config: DictConfig) -> T:
         raise UserError(_one_line(error)) from None
     assert isinstance(data, dict)
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-    return _dataclass(cls, {k: v for k, v in data.items() if k in known}, "")
+    return from_plain(cls, {k: v for k, v in data.items() if k in known})
 
 
 def as_yaml(config: Any) -> str:
     """A configuration dataclass as YAML that the same verb reads again."""
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(config))))
+    return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
 
 
 def differing_keys(path: Path, config: Any, ignored: tuple[str, ...]) -> list[str]:
@@ -55,7 +54,7 @@ def differing_keys(path: Path, config: Any, ignored: tuple[str, ...]) -> list[st
         raise UserError(f"{path}: {_one_line(error)}") from None
     if not isinstance(before, DictConfig):
         raise UserError(f"{path}: expected the keys of a run")
-    now = OmegaConf.create(_plain(asdict(config)))
+    now = OmegaConf.create(plain(config))
     old, new = dict(_leaves(before)), dict(_leaves(now))
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     return [key for key in keys if key.partition(".")[0] not in ignored]
@@ -68,88 +67,8 @@ def _leaves(config: DictConfig) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _plain(value: Any) -> Any:
-    """Contents as YAML has them: lists, and enum members by name."""
-    if isinstance(value, Enum):
-        return value.name.lower()
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _dataclass(cls: Any, data: Any, where: str) -> Any:
-    if not isinstance(data, Mapping):
-        raise UserError(f"{where}={data!r}: expected keys of {cls.__name__}")
-    hints, values = get_type_hints(cls), {}
-    for key, value in data.items():
-        name = f"{where}.{key}" if where else str(key)
-        if key not in hints:
-            raise UserError(f"{name}: unknown key; {nearest(str(key), hints)}")
-        values[key] = _value(hints[key], value, name)
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise UserError(f"{where or cls.__name__}: {_one_line(error)}") from None
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`: dataclass, enum, tuple, optional or scalar."""
-    if get_origin(kind) in (Union, UnionType):
-        options = [option for option in get_args(kind) if option is not type(None)]
-        return None if value is None else _value(options[0], value, where)
-    if is_dataclass(kind):
-        return _dataclass(kind, value, where)
-    if get_origin(kind) is tuple:
-        return _tuple(kind, value, where)
-    if get_origin(kind) is dict:
-        return _mapping(get_args(kind)[1], value, where)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return _member(kind, value, where)
-    return _scalar(kind, value, where)
-
-
-def _tuple(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise UserError(f"{where}={value!r}: expected a list like [a,b]")
-    inner, *rest = get_args(kind)
-    kinds = [inner] * len(value) if rest == [Ellipsis] else [inner, *rest]
-    if len(kinds) != len(value):
-        raise UserError(f"{where}={value!r}: expected {len(kinds)} entries")
-    pairs = zip(kinds, value, strict=True)
-    return tuple(_value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(pairs))
-
-
-def _mapping(kind: Any, value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}={value!r}: expected entries like {{name:...}}")
-    return {str(key): _value(kind, entry, f"{where}.{key}") for key, entry in value.items()}
-
-
-def _member(kind: type[Enum], value: Any, where: str) -> Enum:
-    names = {member.name.lower(): member for member in kind}
-    name = str(value).lower().replace("-", "_")
-    if name not in names:
-        raise UserError(f"{where}={value!r}: {nearest(name, names)}")
-    return names[name]
-
-
-def _scalar(kind: Any, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if kind is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)  # 80e9, as YAML reads it
-    if type(value) is not kind or value != value:
-        names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-        raise UserError(f"{where}={value!r}: expected {names[kind]}")
-    return value
 
 
 FLAGS_WITH_VALUE = (  # of Hydra's command line

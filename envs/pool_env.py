@@ -71,7 +71,7 @@ class PoolEnv(gym.Env[Observation, np.int64]):
         sim = self.pools.sims[0]
         if sim is None:
             return "no episode: call reset()"
-        names = self.pools.scenario.trace.models
+        names = self.pools.scenario.trace(0).models
         lines = [f"t={sim.state.pool['now_ns'][0] / 1e9:.3f} s"]
         for g, instance in enumerate(sim.state.instances):
             model = names[instance["model"]] if instance["model"] >= 0 else "-"

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from envs.scenario import ScenarioSpec, sample
+from envs.episode import sample
+from envs.scenario import ScenarioSpec
 from envs.stepping import Buffers, new_buffers, resume, start, step_pools
 from runtime.emulator.loop import Signal
 from runtime.emulator.tables import Sim, grow_slots
@@ -77,7 +78,7 @@ class Pools:
             if not self.buffers.clocks["is_over"][p]:
                 return
         raise UserError(
-            f"trace {self.scenario.trace.name}: none of {DRAWS} windows has a decision to take:"
+            f"trace {self.scenario.name}: none of {DRAWS} windows has a decision to take:"
             " expected more requests, or longer episodes"
         )
 

@@ -1,122 +1,172 @@
-"""Scenarios: which trace window, load and pool an episode plays, drawn from a seed."""
+"""`ScenarioSpec`: which traces, loads, pools, SLOs and failures episodes are drawn from.
 
-from dataclasses import dataclass, field, replace
+Plain data both ways: `ScenarioSpec.from_json(value)` takes a mapping or the name of a file in
+conf/scenario, `to_json()` gives a mapping of lists, texts and numbers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf
+from typing import Any
 
-import numpy as np
-
-from envs.stepping import serve_oldest
-from runtime.core import NS, Dispatch, PoolSpec, PrefetchMode, SloSpec
-from runtime.emulator.loop import Signal
-from runtime.emulator.profile import load_profile
-from runtime.emulator.run import build_state, new_memory
-from runtime.emulator.script import outside
-from runtime.emulator.tables import Sim, arrivals_of, grow_slots, new_sim
+from envs.named import named
+from envs.trace_choice import TraceChoice, opened
+from runtime.core import PoolSpec, SloSpec, check_within
 from runtime.errors import UserError
-from runtime.pool.candidates import ROWS
-from runtime.protocol import Policy
+from runtime.plain import from_plain, plain
 from traces import Trace
-from traces.bundled import load_bundled
+
+MOST_LEVELS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioSpec:
-    """Episodes of one trace on one role-free pool.
+    """Episodes on role-free pools; each draws, from its seed, independently and in this order:
 
-    A window starts uniformly in [start_s, end_s - warm_s - longest_s]; `warm` (default: oldest
-    request first) runs the pool for `warm_s`; the episode then lasts between shortest_s and
-    longest_s. `load_scale` is a range; the rate is scaled by a log-uniform draw from it.
+    - a level, by `level_weights` (none: by the traces' weights): a trace, a pool and one of
+      `load_bins` parts of `load_scale`, equal in its logarithm;
+    - `load`, log-uniform in that part: how many times its own rate the trace is played, times the
+      pool's GPUs over those of the first pool;
+    - a window of the trace, of `warm_s` (the pool runs, oldest request first) and the episode,
+      whose length is uniform from `shortest_s` to `longest_s`;
+    - one of `slos`; one of `mtbf_s` (mean seconds of an instance to its failure; 0: none fails;
+      none given: the pool's own); `noise`, uniform in its range, in place of the pool's own; and
+      `speed`, log-uniform: all step times of the profile are divided by it.
+
+    A trace in memory may stand for a choice; it is played whole, and has no JSON. Raises UserError.
     """
 
-    trace: Trace
-    pool: PoolSpec
-    warm: Policy | None = None
-    slo: SloSpec = field(default_factory=SloSpec)
-    start_s: float = 0.0
-    end_s: float | None = None
+    traces: tuple[TraceChoice | Trace, ...]
+    pools: tuple[PoolSpec, ...]
+    slos: tuple[SloSpec, ...] = (SloSpec(),)
     warm_s: float = 20.0
     shortest_s: float = 30.0
     longest_s: float = 90.0
     load_scale: tuple[float, float] = (1.0, 1.0)
+    load_bins: int = 1
+    level_weights: tuple[float, ...] = ()
+    mtbf_s: tuple[float, ...] = ()
+    noise: tuple[float, float] | None = None
+    speed: tuple[float, float] = (1.0, 1.0)
+
+    @classmethod
+    def from_json(cls, value: "ScenarioSpec | Mapping[str, Any] | str") -> "ScenarioSpec":
+        """A name in conf/scenario, a mapping, or a specification as it is. In a mapping a trace may
+        be a name, and a pool a name in conf/pool or `{pool: NAME, ...}` with what differs."""
+        if isinstance(value, ScenarioSpec):
+            return value
+        if isinstance(value, str):
+            value = named("scenario", value, "scenario")
+        if not isinstance(value, Mapping):
+            raise UserError(f"scenario={value!r}: expected a name or a mapping")
+        data = dict(value)
+        for key, entry in (("traces", _trace_data), ("pools", _pool_data)):
+            if isinstance(data.get(key), list | tuple):
+                data[key] = [entry(one, f"scenario.{key}[{i}]") for i, one in enumerate(data[key])]
+        spec: ScenarioSpec = from_plain(cls, data, "scenario")
+        return spec
+
+    def to_json(self) -> dict[str, Any]:
+        """Raises UserError for a trace that was given in memory."""
+        for i, trace in enumerate(self.traces):
+            if isinstance(trace, Trace):
+                raise UserError(
+                    f"scenario.traces[{i}]: trace {trace.name} is in memory: expected a file, a"
+                    " named trace or a market"
+                )
+        data: dict[str, Any] = plain(self)
+        return data
 
     def __post_init__(self) -> None:
-        low, high = self.load_scale
-        for name in ("start_s", "warm_s"):
-            if not 0 <= getattr(self, name) < inf:
-                raise UserError(f"{name}={getattr(self, name)}: expected 0 or more seconds")
-        if not 0 < low <= high < inf:
-            raise UserError(f"load_scale={self.load_scale}: expected 0 < low <= high")
+        for name in ("traces", "pools", "slos"):
+            if not getattr(self, name):
+                raise UserError(f"scenario.{name}=[]: expected at least one")
+        self._check_ranges()
+        self._check_windows()
+
+    def _check_ranges(self) -> None:
+        check_within("scenario.warm_s", self.warm_s, 0, 1e9)
         if not 0 < self.shortest_s <= self.longest_s < inf:
             raise UserError(
-                f"shortest_s={self.shortest_s}, longest_s={self.longest_s}:"
+                f"scenario.shortest_s={self.shortest_s}, longest_s={self.longest_s}:"
                 " expected 0 < shortest_s <= longest_s"
             )
-        need = self.warm_s + self.longest_s
-        if not self.stop_s - self.start_s >= need * high:
+        for name in ("load_scale", "speed"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < inf:
+                stated = list(getattr(self, name))
+                raise UserError(f"scenario.{name}={stated}: expected 0 < low <= high")
+        if self.noise is not None and not 0 <= self.noise[0] <= self.noise[1] <= 10:
+            raise UserError(f"scenario.noise={list(self.noise)}: expected 0 <= low <= high <= 10")
+        for mtbf_s in self.mtbf_s:
+            if not (mtbf_s == 0 or 1 <= mtbf_s <= 1e9):
+                raise UserError(f"scenario.mtbf_s={mtbf_s}: expected 0 (none fails) or 1 at least")
+        check_within("scenario.load_bins", self.load_bins, 1, MOST_LEVELS)
+        weights = self.level_weights
+        is_good = all(0 <= w < inf for w in weights) and 0 < sum(weights) < inf
+        if weights and (len(weights) != self.levels or not is_good):
             raise UserError(
-                f"trace {self.trace.name}: window of {self.stop_s - self.start_s:.0f} s is shorter"
-                f" than warm_s + longest_s at load {high:g} ({need * high:.0f} s)"
-            )
-        if self.deadline_rate == 0:
-            raise UserError(
-                f"trace {self.trace.name}: no request from {self.start_s:g} to {self.stop_s:g} s"
+                f"scenario.level_weights={list(weights)}: expected {self.levels} of 0 or more"
+                " (traces x pools x load_bins), one of them over 0"
             )
 
+    def _check_windows(self) -> None:
+        need = (self.warm_s + self.longest_s) * self.load_scale[1] * max(map(self.size, self.pools))
+        for trace in map(self.trace, range(len(self.traces))):
+            if trace.requests == 0:
+                raise UserError(f"trace {trace.name}: no requests: expected at least one")
+            if not trace.span_s >= need:
+                raise UserError(
+                    f"trace {trace.name}: its {trace.span_s:.0f} s are shorter than warm_s +"
+                    f" longest_s at load_scale={self.load_scale[1]:g} on the largest pool"
+                    f" ({need:.0f} s)"
+                )
+            for slo in self.slos:
+                slo.check_models(trace.models)
+
     @property
-    def stop_s(self) -> float:
-        return self.trace.span_s if self.end_s is None else self.end_s
+    def name(self) -> str:
+        """Its traces, for messages."""
+        return ", ".join(self.trace(i).name for i in range(len(self.traces)))
+
+    @property
+    def levels(self) -> int:
+        return len(self.traces) * len(self.pools) * self.load_bins
+
+    def trace(self, number: int) -> Trace:
+        choice = self.traces[number]
+        return choice if isinstance(choice, Trace) else opened(choice)
+
+    def size(self, pool: PoolSpec) -> float:
+        """GPUs of a pool over those of the first."""
+        return pool.gpus / self.pools[0].gpus
+
+    @property
+    def trace_weights(self) -> tuple[float, ...]:
+        return tuple(t.weight if isinstance(t, TraceChoice) else 1.0 for t in self.traces)
 
     @property
     def deadline_rate(self) -> float:
-        """Token deadlines per second at load 1: the constant that scales rewards."""
-        inside = (self.trace.arrival_s >= self.start_s) & (self.trace.arrival_s < self.stop_s)
-        return float(self.trace.output_tokens[inside].sum()) / (self.stop_s - self.start_s)
+        """Token deadlines a second at load 1, the mean of the traces by weight: the constant that
+        scales rewards."""
+        weights, traces = self.trace_weights, map(self.trace, range(len(self.traces)))
+        rates = [float(trace.output_tokens.sum()) / trace.span_s for trace in traces]
+        return sum(w * rate for w, rate in zip(weights, rates, strict=True)) / sum(weights)
 
 
-def sample(spec: ScenarioSpec, rng: np.random.Generator) -> Sim:
-    """A warm pool at the start of an episode; `control.horizon_ns` is the episode's end."""
-    low, high = spec.load_scale
-    scale = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    length_s = spec.warm_s + rng.uniform(spec.shortest_s, spec.longest_s)
-    begin_s = rng.uniform(spec.start_s, spec.stop_s - length_s * scale)
-    window = spec.trace.window(begin_s, length_s * scale, keep_models=True).scale_rate(scale)
-    pool = role_free(spec.pool)
-    state = build_state(pool, window.models, spec.slo, load_profile(pool.profile), capacity=512)
-    if pool.draws:
-        pool = replace(pool, seed=int(rng.integers(2**62)))
-    arrivals = arrivals_of(window)
-    sim = new_sim(
-        state,
-        arrivals,
-        ttft_timeout_s=pool.ttft_timeout_s,
-        noise=pool.noise,
-        seed=pool.seed,
-        script=outside(pool, arrivals),
-    )
-    warm_up(sim, spec.warm, spec.warm_s)
-    sim.control["horizon_ns"] = round(length_s * NS)
-    return sim
+def _trace_data(entry: Any, where: str) -> Any:
+    return {"name": entry} if isinstance(entry, str) else entry
 
 
-def role_free(pool: PoolSpec) -> PoolSpec:
-    """The pool as an agent runs it: every instance does both, requests wait in one pool."""
-    return replace(pool, roles=(), dispatch=Dispatch.PULL, prefetch=PrefetchMode.CAUSAL)
-
-
-def warm_up(sim: Sim, policy: Policy | None, seconds: float) -> None:
-    """Run `policy` up to `seconds`, so that an episode does not start from an empty pool."""
-    sim.control["horizon_ns"] = round(seconds * NS)
-    memory = None if policy is None else new_memory(sim, policy)
-    rows = np.zeros(ROWS, np.int64)
-    while True:
-        signal = serve_oldest(sim, rows) if policy is None else policy.drive(sim, memory)
-        if signal != Signal.SLOTS_FULL:
-            return
-        grow_slots(sim)
+def _pool_data(entry: Any, where: str) -> Any:
+    if isinstance(entry, str):
+        return named("pool", entry, where)
+    if isinstance(entry, Mapping) and "pool" in entry:
+        own = {key: value for key, value in entry.items() if key != "pool"}
+        return named("pool", str(entry["pool"]), f"{where}.pool") | own
+    return entry
 
 
 def demo_scenario() -> ScenarioSpec:
     """The bundled market on eight H100s with the paper's three model sizes."""
-    sizes = ("Qwen2.5-7B",) * 6 + ("Yi-1.5-9B",) * 2 + ("Llama-2-13B",) * 2
-    pool = PoolSpec(name="h100x8", profile="h100", checkpoints=sizes)
-    return ScenarioSpec(trace=load_bundled(), pool=pool)
+    return ScenarioSpec.from_json("demo")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +12,13 @@ from aegaeon_rl.evaluation.compare import Plan, evaluate_cell
 from aegaeon_rl.evaluation.record import write_rows
 from aegaeon_rl.evaluation.spec import EvaluationSpec
 from aegaeon_rl.policies.learned import FILE, Learned, save_weights
-from aegaeon_rl.training.spec import Split, TrainSpec, split
+from aegaeon_rl.training.spec import TrainSpec
 from aegaeon_rl.training.trainer import Checkpoint, Trainer, checkpoints
 from envs.scenario import ScenarioSpec
 from runtime.core import PoolSpec, SloSpec
 from runtime.errors import UserError
 from traces import Trace
+from traces.parts import Parts
 
 CURVE = "curve.parquet"
 
@@ -44,7 +44,7 @@ class Listener(NamedTuple):
 class Job:
     """What is trained, on what, judged how, and where it is kept."""
 
-    trace: Trace
+    parts: Parts
     pool: PoolSpec
     slo: SloSpec
     spec: TrainSpec
@@ -52,16 +52,12 @@ class Job:
     seed: int
     folder: Path
 
-    @cached_property
-    def parts(self) -> Split:
-        return split(self.trace, self.spec)
-
     def scenario(self) -> ScenarioSpec:
         spec = self.spec
         return ScenarioSpec(
-            trace=self.parts.train,
-            pool=self.pool,
-            slo=self.slo,
+            traces=(self.parts.train,),
+            pools=(self.pool,),
+            slos=(self.slo,),
             warm_s=spec.warm_s,
             shortest_s=spec.shortest_s,
             longest_s=spec.longest_s,

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import NamedTuple
 
 from runtime.core import check_within
 from runtime.errors import UserError
-from traces import Trace
 
 LARGEST_ROLLOUT = 1 << 22  # decisions held between two updates
 COUNTS = {  # least and most
@@ -48,7 +46,7 @@ class TrainSpec:
     shortest_s: float = 30.0
     longest_s: float = 90.0
     load_scale: tuple[float, float] = (1.0, 1.5)
-    train_share: float = 0.6  # of the trace's span; then validation, the rest is held out
+    train_share: float = 0.6  # of the span of a trace without a split; then validation, then test
     validation_share: float = 0.2
 
     def __post_init__(self) -> None:
@@ -89,6 +87,10 @@ class TrainSpec:
             raise UserError(f"train.quotas_s={list(self.quotas_s)}: expected positive seconds")
 
     @property
+    def shares(self) -> tuple[float, float]:
+        return self.train_share, self.validation_share
+
+    @property
     def rollout(self) -> int:
         return self.pools * self.steps
 
@@ -102,24 +104,3 @@ class TrainSpec:
     def segment(self) -> int:
         """Decisions between checkpoints: whole rollouts."""
         return max(1, round(self.decisions / self.checkpoints / self.rollout)) * self.rollout
-
-
-class Split(NamedTuple):
-    """Three consecutive parts of a trace; no request is in two."""
-
-    train: Trace
-    validation: Trace
-    test: Trace
-
-
-def split(trace: Trace, spec: TrainSpec) -> Split:
-    """By time; models keep their numbers in all parts. Raises UserError when a part is empty."""
-    marks = (0.0, spec.train_share, spec.train_share + spec.validation_share, 1.0)
-    span_s = trace.span_s + 1e-6
-    parts = []
-    for name, begin, end in zip(Split._fields, marks[:-1], marks[1:], strict=True):
-        part = trace.window(begin * span_s, (end - begin) * span_s, keep_models=True)
-        if part.requests == 0:
-            raise UserError(f"trace {trace.name}: no request in the {name} part: expected a longer")
-        parts.append(part)
-    return Split(*parts)

@@ -83,7 +83,7 @@ def main(config: Config) -> None:
     if trace is not None:
         config.slo.check_models(trace.models)
     if config.bench is Bench.ENV and trace is not None:
-        scenario = ScenarioSpec(trace=trace, pool=pool, slo=config.slo)
+        scenario = ScenarioSpec(traces=(trace,), pools=(pool,), slos=(config.slo,))
         run_folder(folder, config)
         rows = [bench_env(config, scenario, folder)]
     else:
@@ -230,8 +230,8 @@ def bench_env(config: Config, scenario: ScenarioSpec, folder: Path) -> dict[str,
         "train_decisions_s": round(trainer.model.num_timesteps / train_s),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "pools": config.pools,
-        "gpus": scenario.pool.gpus,
-        "models": len(scenario.trace.models),
+        "gpus": scenario.pools[0].gpus,
+        "models": len(scenario.trace(0).models),
     }
 
 

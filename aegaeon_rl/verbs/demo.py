@@ -62,7 +62,7 @@ def main(config: Config) -> None:
     trace, pool = config.opened_trace(), config.profiled_pool()
     policies = [make_policy(name) for name in config.policies]
     job = Job(
-        trace=trace.scale_rate(config.harder),
+        parts=config.opened_parts(config.harder),
         pool=pool,
         slo=config.slo,
         spec=config.train,

@@ -39,6 +39,8 @@ from aegaeon_rl.verbs.common import (
 from aegaeon_rl.verbs.evaluate import write_comparison
 from runtime.errors import UserError
 from runtime.protocol import Policy
+from traces.parts import Parts, open_parts
+from traces.splits import Part
 
 VERDICT_ONLY = (
     *("evaluate.loads", "evaluate.baseline", "evaluate.gantt_s"),
@@ -53,12 +55,19 @@ class Config(Common):
     policies: tuple[str, ...] = ("aegaeon",)  # compared on the held-out part, beside the start
     resume: bool = False  # go on in run.dir from its last checkpoint
 
+    def opened_parts(self, faster: float = 1.0) -> Parts:
+        """Raises UserError for a trace that may not be learned from, or an SLO of no model."""
+        source = replace(self.trace, rate_scale=faster * self.trace.rate_scale)
+        parts = open_parts(source, self.train.shares)
+        self.slo.check_models(name for part in Part for name in parts.of(part).models)
+        return parts
+
 
 def main(config: Config) -> None:
     folder = chosen_folder("train", config.run)
     others = [make_policy(name) for name in config.policies]
     job = Job(
-        trace=config.opened_trace(),
+        parts=config.opened_parts(),
         pool=config.profiled_pool(),
         slo=config.slo,
         spec=config.train,
@@ -167,11 +176,10 @@ def verdict_sentence(comparison: Comparison) -> str:
 
 def curve_section(job: Job, points: Sequence[Point]) -> Section:
     spec, at = job.spec, best(points)
-    shares = percent(spec.train_share), percent(spec.validation_share)
     which = "the start itself" if at.number == 0 else f"checkpoint {at.number}"
     text = (
-        f"MaskablePPO, {points[-1].decisions:,} decisions on the first {shares[0]} of the trace;"
-        f" each checkpoint's greedy policy on the next {shares[1]}. The choice fell on {which};"
-        " everything else on this page is the part after both, which neither has seen."
+        f"MaskablePPO, {points[-1].decisions:,} decisions on the train part of the trace; each"
+        f" checkpoint's greedy policy on the validation part ({job.parts.rule}). The choice fell on"
+        f" {which}; everything else on this page is the test part, which neither has seen."
     )
     return Section(title="Training", text=text, figure=training_curve(points, spec.start))

@@ -16,7 +16,7 @@ from runtime.emulator.run import run
 def main() -> None:
     scenario = demo_scenario()
     for name in POLICIES:
-        run(scenario.trace.window(0, 60), scenario.pool, make_policy(name), scenario.slo)
+        run(scenario.trace(0).window(0, 60), scenario.pools[0], make_policy(name), scenario.slos[0])
     pools = PoolVecEnv(replace(scenario, warm_s=1.0), 1)
     pools.reset()
     pools.step(np.zeros(1, np.int64))

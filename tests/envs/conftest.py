@@ -20,9 +20,9 @@ def scenario() -> ScenarioSpec:
     market = MarketSpec(name="small", models=8, duration_s=400.0, rate_rps=3.0, seed=0)
     pool = PoolSpec(name="h100x2", profile="h100", checkpoints=SIZES, instances_per_node=2)
     return ScenarioSpec(
-        trace=generate(market),
-        pool=pool,
-        slo=SloSpec(ttft_s=1.0, tbt_s=0.05),
+        traces=(generate(market),),
+        pools=(pool,),
+        slos=(SloSpec(ttft_s=1.0, tbt_s=0.05),),
         warm_s=10.0,
         shortest_s=5.0,
         longest_s=10.0,

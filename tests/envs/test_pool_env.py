@@ -84,7 +84,7 @@ def test_env_without_arguments_plays_the_demo() -> None:
     env = gym.make("aegaeon/Pool-v0")
     observation, _ = env.reset(seed=1)
     assert observation in env.observation_space
-    assert env.unwrapped.pools.scenario.trace.name == "market_demo"
+    assert env.unwrapped.pools.scenario.name == "market_demo"
 
 
 def test_env_is_a_function_of_seed_and_actions(make_env: MakeEnv) -> None:

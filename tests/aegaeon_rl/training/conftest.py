@@ -14,6 +14,7 @@ from aegaeon_rl.training.spec import TrainSpec
 from aegaeon_rl.training.trainer import Trainer
 from runtime.core import PoolSpec, SloSpec
 from traces.market import MarketSpec, generate
+from traces.parts import cut_parts
 
 SIZES = ("Qwen2.5-7B", "Yi-1.5-9B", "Llama-2-13B")
 TINY = {
@@ -40,7 +41,7 @@ def make_job() -> Callable[..., Job]:
 
     def make(folder: Path, seed: int = 3, **changes: Any) -> Job:
         return Job(
-            trace=trace,
+            parts=cut_parts(trace),
             pool=pool,
             slo=SloSpec(ttft_s=1.0, tbt_s=0.05),
             spec=TrainSpec(**(TINY | changes)),

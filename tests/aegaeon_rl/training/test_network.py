@@ -115,7 +115,7 @@ def test_untrained_it_is_its_index(
     quotas_s = (start.quota_s, 2 * start.quota_s)
     untrained = network_of(initial_weights(start, quotas_s, 8, seed=1)).weights()
     job = make_job(tmp_path)
-    trace = job.trace.window(0, 100)  # later two scores tie but for the last bit
+    trace = job.parts.train.window(0, 100)  # later two scores tie but for the last bit
     policies = (replace(start, longest_s=0.0), Learned(name="x", weights=untrained))
     first, second = (run(trace, job.pool, p, job.slo, journal=True) for p in policies)
     assert first.journal.tobytes() == second.journal.tobytes()

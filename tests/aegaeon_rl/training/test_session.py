@@ -145,12 +145,12 @@ def test_points_behind_the_last_checkpoint_are_dropped(
 
 def test_parts_are_learned_on_judged_on_and_held_out(make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job(tmp_path)
-    assert job.scenario().trace is job.parts.train
+    assert job.scenario().trace(0) is job.parts.train
     plan = job.plan(job.parts.test, (1.0, 2.0), "index")
     assert plan.trace is job.parts.test
     assert (plan.spec.loads, plan.spec.baseline, plan.seed) == ((1.0, 2.0), "index", 3)
     assert job.evaluation.baseline is None
-    with pytest.raises(UserError, match=r"window of 1\d\d s is shorter than"):
+    with pytest.raises(UserError, match=r"its 1\d\d s are shorter than warm_s"):
         make_job(tmp_path, longest_s=200.0).scenario()
 
 

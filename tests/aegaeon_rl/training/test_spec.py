@@ -1,33 +1,17 @@
-"""How a policy is trained: what is refused, whole rollouts, parts of a trace in time."""
+"""How a policy is trained: what is refused, whole rollouts."""
 
 from math import inf, nan
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aegaeon_rl.training.spec import TrainSpec, split
+from aegaeon_rl.training.spec import TrainSpec
 from runtime.errors import UserError
-from traces import Trace, TraceKind
 
 COUNTS = ("decisions", "checkpoints", "pools", "epochs", "batch", "hidden", "rows")
 AMOUNTS = ("learning_rate", "horizon_s", "clip", "scale", "shortest_s")
-
-
-def trace_at(*arrival_s: float) -> Trace:
-    """Requests at these times, each of a model of its own."""
-    n = len(arrival_s)
-    return Trace(
-        name="rows",
-        kind=TraceKind.SYNTHETIC,
-        models=tuple(f"m{i}" for i in range(n)),
-        model=np.arange(n, dtype=np.int32),
-        arrival_s=np.array(arrival_s, np.float64),
-        prompt_tokens=np.full(n, 10, np.int32),
-        output_tokens=np.full(n, 5, np.int32),
-    )
 
 
 @pytest.mark.parametrize(
@@ -87,39 +71,3 @@ def test_segments_are_whole_rollouts_and_batches_equal(
     assert nearest or spec.segment == spec.rollout
     assert 2 <= spec.minibatch <= batch
     assert spec.rollout % spec.minibatch == 0
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    train_share=st.floats(0.1, 0.8),
-    rest_share=st.floats(0.1, 0.9),
-)
-def test_parts_follow_each_other_and_hold_every_request_once(
-    seed: int, train_share: float, rest_share: float
-) -> None:
-    arrival_s = np.sort(np.random.default_rng(seed).uniform(0, 1000, 200)).round(6)
-    trace = trace_at(*arrival_s)
-    validation_share = (1 - train_share) * rest_share
-    spec = TrainSpec(train_share=train_share, validation_share=validation_share)
-    parts = split(trace, spec)
-    order = np.concatenate([part.model for part in parts])
-    assert order.tolist() == trace.model.tolist()  # a model per request: none lost, none twice
-    assert all(part.models == trace.models for part in parts)
-    ends_s = arrival_s[np.cumsum([part.requests for part in parts]) - 1] / trace.span_s
-    assert ends_s[0] <= train_share + 1e-6
-    assert ends_s[1] <= train_share + validation_share + 1e-6
-
-
-def test_parts_are_cut_at_the_shares_of_the_span() -> None:
-    trace = trace_at(0.0, 59.9, 60.1, 79.9, 80.1, 100.0)
-    assert [part.model.tolist() for part in split(trace, TrainSpec())] == [[0, 1], [2, 3], [4, 5]]
-
-
-@pytest.mark.parametrize(
-    ("arrival_s", "part"),
-    [((70.0, 90.0, 100.0), "train"), ((0.0, 90.0, 100.0), "validation")],
-)
-def test_an_empty_part_is_named(arrival_s: tuple[float, ...], part: str) -> None:
-    with pytest.raises(UserError, match=f"trace rows: no request in the {part} part"):
-        split(trace_at(*arrival_s), TrainSpec())

@@ -75,7 +75,7 @@ def test_a_trace_is_benched_repeated_or_streamed(cli: Callable[..., Any], tmp_pa
         (["seed=-1"], "seed=-1: expected 0 or more"),
         (["policies=[indx]"], "policies='indx'"),
         (["gpus=1"], "policy aegaeon: pool h100x16:1 has 1 instance, expected 2 or more"),
-        (["bench=env", "duration_s=50"], "is shorter than warm_s + longest_s"),
+        (["bench=env", "duration_s=50"], "are shorter than warm_s + longest_s"),
         (["duration_s=0"], "duration_s=0.0: expected more than 0"),
         (["stream=true", "threads=2"], "stream=true: expected repeat=1, threads=1"),
         (["stream=true", "policies=[muxserve]"], "policies=muxserve: it must know the trace"),

@@ -65,7 +65,7 @@ def test_demo_sizes_compares_learns_and_judges(cli: Callable[..., Any], tmp_path
         (["policies=[indx]"], "policies='indx'"),
         (["policies=[fcfs,fcfs]"], "policies: 'fcfs' is listed twice"),
         (["train.start=aegaeon"], "train.start=aegaeon: expected an index or"),
-        (["train.longest_s=100"], "is shorter than warm_s + longest_s"),
+        (["train.longest_s=100"], "are shorter than warm_s + longest_s"),
     ],
 )
 def test_a_refused_demo_leaves_no_file(

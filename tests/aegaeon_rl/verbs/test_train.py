@@ -62,7 +62,7 @@ def test_run_leaves_weights_verdict_and_report(cli: Cli, tmp_path: Path) -> None
     assert rows["learned"]["ci_low"] <= rows["learned"]["diff"] <= rows["learned"]["ci_high"]
     page = (run / "report.html").read_text()
     assert "<h2>Training</h2>" in page
-    assert "2,048 decisions on the first 60.0 % of the trace" in page
+    assert "2,048 decisions on the train part of the trace" in page
     assert {"config.yaml", "curve.parquet", "results.parquet"} <= {p.name for p in run.iterdir()}
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
     assert not same_weights(run / "checkpoints" / "0000", run / "checkpoints" / "0002")
@@ -150,10 +150,14 @@ def test_trained_policy_is_told_from_its_start_and_others(
         (["policies=[aegaeo]"], "policies='aegaeo'"),
         (["policies=[fcfs,fcfs]"], "policies: 'fcfs' is listed twice"),
         (["pool.instances_per_node=1"], "policy aegaeon: pool h100x4 has 1 instance"),
-        (["train.longest_s=100"], "is shorter than warm_s + longest_s"),
+        (["train.longest_s=100"], "are shorter than warm_s + longest_s"),
         (["train.train_share=0.9999", "train.validation_share=5e-5"], "in the validation part"),
         (["profile=h101"], "h101"),
         (["train.epoch=3"], "train.epoch: unknown key"),
+        (
+            ["trace.path=aegaeon_sosp25_workloads.parquet"],
+            "split sosp25 allows aegaeon_sosp25_workloads for test only: expected no use for train",
+        ),
     ],
 )
 def test_a_refused_run_leaves_no_file(
@@ -167,7 +171,7 @@ def test_a_refused_run_leaves_no_file(
 
 
 SERVEGEN = (
-    Path(__file__).parents[3] / "../shared/data/traces/servegen_mid80_24h.parquet"
+    Path(__file__).parents[3] / "../shared/data/traces/servegen_tail98_days0-8.parquet"
 ).resolve()
 
 
