@@ -95,17 +95,21 @@ class RowNetwork(nn.Module):
         return self.forward_actor(decisions), self.forward_critic(decisions)
 
     def forward_actor(self, decisions: Packed) -> Tensor:
-        """Actions of closed rows score 0: the mask is theirs to carry."""
+        return self.scores(decisions, self.rows)
+
+    def scores(self, decisions: Packed, width: int) -> Tensor:
+        """Scores [B, W*Q+1] of the first `width` rows, behind which none is open, and of idle.
+        Actions of closed rows score 0: the mask is theirs to carry."""
         rows, owner, place, _, context = decisions
         size, levels = len(context), len(self.quotas_s)
         by_row, by_context = self.first.weight[:, :F], self.first.weight[:, F:]
         shared = torch.addmm(self.first.bias, context, by_context.T)
-        hidden = torch.relu(torch.addmm(shared[owner], rows, by_row.T))
-        hidden = torch.relu(self.second(hidden))
+        hidden = torch.relu_(torch.addmm(shared[owner], rows, by_row.T))
+        hidden = torch.relu_(self.second(hidden))
         index, best = self.index_of(rows, owner, context)
         scores = index[:, None] - self.penalty + self.last(hidden)
-        shown = scores.new_zeros(size * self.rows, levels)
-        shown = shown.index_put((owner * self.rows + place,), scores)
+        shown = scores.new_zeros(size * width, levels)
+        shown = shown.index_put_((owner * width + place,), scores)
         idle = best - IDLE_PENALTY + self.idle(context)[:, 0]
         return self.scale * torch.cat([shown.view(size, -1), idle[:, None]], dim=1)
 
@@ -129,36 +133,8 @@ class RowPolicy(MaskableMultiInputActorCriticPolicy):
         self, *args: Any, weights: Weights, rows: int, scale: float, **kwargs: Any
     ) -> None:
         self.start, self.rows, self.scale = weights, rows, scale
+        self.levels = len(weights.quotas_s)
         super().__init__(*args, **kwargs)
-
-    def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
-        return obs if isinstance(obs, Packed) else super().extract_features(obs, features_extractor)
-
-    def forward(
-        self, obs: Any, deterministic: bool = False, action_masks: Any = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        values, log_probs = self.judge(obs, action_masks)
-        if deterministic:
-            actions = log_probs.argmax(dim=1)
-        else:
-            actions = torch.multinomial(log_probs.exp(), 1)[:, 0]
-        return actions, values, log_probs.gather(1, actions[:, None])[:, 0]
-
-    def evaluate_actions(
-        self, obs: Any, actions: Tensor, action_masks: Any = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        values, log_probs = self.judge(obs, action_masks)
-        entropy = -(log_probs.exp() * log_probs).sum(dim=1)
-        return values, log_probs.gather(1, actions.long()[:, None])[:, 0], entropy
-
-    def judge(self, obs: Any, action_masks: Any) -> tuple[Tensor, Tensor]:
-        """Values [B, 1] and log-probabilities [B, K*Q+1]: what sb3-contrib's masked distribution
-        says, without its checks of every argument."""
-        logits, critic = self.mlp_extractor(self.extract_features(obs))
-        if action_masks is not None:
-            mask = torch.as_tensor(action_masks, dtype=torch.bool)
-            logits = torch.where(mask, logits, CLOSED)
-        return self.value_net(critic), torch.log_softmax(logits, dim=1)
 
     def _build_mlp_extractor(self) -> None:
         self.mlp_extractor = RowNetwork(self.start, self.rows, self.scale)  # type: ignore[assignment]
@@ -168,6 +144,45 @@ class RowPolicy(MaskableMultiInputActorCriticPolicy):
         self.action_net = nn.Identity()  # the network's output is the logits
         optimizer: Any = self.optimizer_class
         self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
+        return obs if isinstance(obs, Packed) else super().extract_features(obs, features_extractor)
+
+    def forward(
+        self, obs: Any, deterministic: bool = False, action_masks: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        values, log_probs = self.judge(obs, action_masks)
+        if deterministic:
+            chosen = log_probs.argmax(dim=1, keepdim=True)
+        else:
+            chosen = torch.multinomial(log_probs.exp(), 1)
+        idle, last = log_probs.shape[1] - 1, self.rows * self.levels
+        actions = torch.where(chosen == idle, last, chosen)[:, 0]
+        return actions, values, log_probs.gather(1, chosen)[:, 0]
+
+    def evaluate_actions(
+        self, obs: Any, actions: Tensor, action_masks: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        values, log_probs = self.judge(obs, action_masks)
+        entropy = -(log_probs.exp() * log_probs).sum(dim=1)
+        chosen = actions.long().clamp(max=log_probs.shape[1] - 1)[:, None]  # the last is idle
+        return values, log_probs.gather(1, chosen)[:, 0], entropy
+
+    def judge(self, obs: Any, action_masks: Any) -> tuple[Tensor, Tensor]:
+        """Values [B, 1] and log-probabilities [B, W*Q+1] of the actions up to the last open row
+        and idle: what sb3-contrib's masked distribution says, without its checks and without the
+        columns that are closed for all."""
+        decisions, width = self.extract_features(obs), self.rows
+        mask = None
+        if action_masks is not None:
+            width = int(decisions.place.max()) + 1 if len(decisions.place) else 0
+            mask = torch.as_tensor(action_masks, dtype=torch.bool)
+            mask = torch.cat([mask[:, : width * self.levels], mask[:, -1:]], dim=1)
+        logits = self.mlp_extractor.scores(decisions, width)
+        if mask is not None:
+            logits = torch.where(mask, logits, CLOSED)
+        values = self.value_net(self.mlp_extractor.forward_critic(decisions))
+        return values, torch.log_softmax(logits, dim=1)
 
 
 def policy_arguments(weights: Weights, rows: int, scale: float) -> dict[str, Any]:
