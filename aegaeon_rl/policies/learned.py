@@ -21,12 +21,22 @@ from runtime.emulator.loop import Signal, advance, answer
 from runtime.emulator.tables import Sim
 from runtime.errors import UserError
 from runtime.pool.candidates import ROWS, can_idle, fill_rows
-from runtime.pool.features import SPEC_HASH, C, F, I, instance_features, pool_features, row_features
+from runtime.pool.features import (
+    SPEC_HASH,
+    SPEC_VERSION,
+    C,
+    F,
+    I,
+    instance_features,
+    pool_features,
+    row_features,
+)
 from runtime.pool.state import Record, State
 from runtime.tables import Field, Tables
 
 Matrix = npt.NDArray[np.float32]
 FILE = "weights.npz"
+SPEC = f"{SPEC_VERSION}-{SPEC_HASH}"  # of the features that weights were trained on
 SHORTEST_S = 1e-6  # of a quota
 LEVEL_PENALTY = 0.2  # what each longer quota costs before training, in units of the index's score
 IDLE_PENALTY = 0.6  # what idle, or no prefetch, costs against the index's best row
@@ -194,7 +204,7 @@ def initial_weights(index: Index, quotas_s: tuple[float, ...], hidden: int, seed
 def save_weights(weights: Weights, path: Path) -> None:
     """An .npz of plain arrays with the feature spec's hash; appears whole or not at all."""
     aside = path.with_name(f".{path.name}.part.npz")
-    np.savez(aside, spec_hash=np.array(SPEC_HASH), **weights._asdict())
+    np.savez(aside, spec_hash=np.array(SPEC), **weights._asdict())
     aside.replace(path)
 
 
@@ -208,10 +218,18 @@ def load_weights(path: Path) -> Weights:
         stated = str(getattr(error, "strerror", None) or error)
         reason = stated.splitlines()[0] if stated else type(error).__name__
         raise UserError(f"{path}: not policy weights: {reason}") from None
-    if stated != SPEC_HASH:
-        raise UserError(f"{path}: trained on feature spec {stated}, this version has {SPEC_HASH}")
+    check_spec(stated, str(path))
     _check_shapes(weights, path)
     return weights
+
+
+def check_spec(stated: str, path: str) -> None:
+    """Raises UserError for numbers other than those this version computes."""
+    if stated != SPEC:
+        raise UserError(
+            f"{path}: trained on feature spec {stated}: expected {SPEC}; its inputs mean something"
+            " else here, so train it again"
+        )
 
 
 def _check_shapes(weights: Weights, path: Path) -> None:

@@ -1,8 +1,9 @@
 """What a policy sees: F numbers per candidate row, I per instance, C for the pool.
 
-Scaled by SLOs and capacities, clipped, and versioned by `SPEC_HASH` over names, order, scales and
-clips: a policy refuses a spec it was not trained on. No time of day (a policy would memorise days)
-and no output length (nobody knows it). The same functions feed training and production.
+Scaled by SLOs and capacities, clipped, and versioned by `SPEC_HASH` over names, order, units,
+scales and clips: a policy refuses a spec it was not trained on. No time of day (a policy would
+memorise days) and no output length (nobody knows it). The same functions feed training and
+production.
 """
 
 import hashlib
@@ -24,7 +25,11 @@ from runtime.pool.weights import slot_of
 
 
 class Feature(NamedTuple):
+    """A number of an observation: a quantity in `unit`, divided by `scale`, clipped to low..high.
+    In a scale, TTFT is the model's own target in s, and capacities are those of the hardware."""
+
     name: str
+    unit: str
     scale: str
     low: float
     high: float
@@ -32,46 +37,53 @@ class Feature(NamedTuple):
 
 
 ROW_FEATURES = (
-    Feature("slack_min", "TTFT", 0, 4, "least slack to a next deadline after the switch, on time"),
-    Feature("all_late", "1", 0, 1, "no open request can still meet its next deadline"),
-    Feature("slack_mean", "TTFT", -2, 2, "mean slack after the switch"),
-    Feature("late_share", "1", 0, 1, "share of open requests that will be late"),
-    Feature("waiting", "8 requests", 0, 4, "open requests that need a prefill"),
-    Feature("ready", "8 requests", 0, 4, "open requests with KV"),
-    Feature("oldest_wait", "TTFT", 0, 4, "age of the oldest open request"),
-    Feature("unserved", "TTFT", 0, 4, "time its work has waited for a turn"),
-    Feature("switch_left", "1 s", 0, 4, "time until its weights could be in place"),
-    Feature("is_loaded", "1", 0, 1, "active on the instance"),
-    Feature("is_prefetched", "1", 0, 1, "in another slot of the instance, or being loaded there"),
-    Feature("running_elsewhere", "1 instance", 0, 2, "instances that run it now"),
-    Feature("prefetched_elsewhere", "1 instance", 0, 2, "other instances that prefetched it"),
-    Feature("rate", "8 per TTFT", 0, 4, "arrival rate, decaying mean over 60 s"),
-    Feature("kv_need", "KV capacity", 0, 2, "KV of its open requests"),
-    Feature("prefill_time", "TTFT", 0, 2, "predicted time to prefill what waits (first GPU type)"),
+    Feature("slack_min", "s", "TTFT", 0, 4, "least slack after the switch, of those on time"),
+    Feature("all_late", "flag", "1", 0, 1, "no open request can still meet its next deadline"),
+    Feature("slack_mean", "s", "TTFT", -2, 2, "mean slack after the switch"),
+    Feature("late_share", "share", "1", 0, 1, "share of open requests that will be late"),
+    Feature("waiting", "requests", "8", 0, 4, "open requests that need a prefill"),
+    Feature("ready", "requests", "8", 0, 4, "open requests with KV"),
+    Feature("oldest_wait", "s", "TTFT", 0, 4, "age of the oldest open request"),
+    Feature("unserved", "s", "TTFT", 0, 4, "time its work has waited for a turn"),
+    Feature("switch_left", "s", "1", 0, 4, "time until its weights could be in place"),
+    Feature("is_loaded", "flag", "1", 0, 1, "active on the instance"),
+    Feature("is_prefetched", "flag", "1", 0, 1, "in another slot of it, or being loaded there"),
+    Feature("running_elsewhere", "instances", "1", 0, 2, "instances that run it now"),
+    Feature("prefetched_elsewhere", "instances", "1", 0, 2, "other instances that prefetched it"),
+    Feature("rate", "requests/s", "8 / TTFT", 0, 4, "arrival rate, decaying mean over 60 s"),
+    Feature("kv_need", "bytes", "KV capacity", 0, 2, "KV of its open requests"),
+    Feature("prefill_time", "s", "TTFT", 0, 2, "predicted, of what waits (on the first GPU type)"),
 )
 INSTANCE_FEATURES = (
-    Feature("is_turn", "1", 0, 1, "the decision is a TURN"),
-    Feature("is_prefetch", "1", 0, 1, "the decision is a PREFETCH"),
-    Feature("kv_free", "KV capacity", 0, 1, "free KV memory under the active model"),
-    Feature("has_model", "1", 0, 1, "a model is active"),
-    Feature("batch", "8 requests", 0, 4, "requests its present turn decodes"),
-    Feature("load_left", "1 s", 0, 4, "rest of the load under way"),
-    Feature("compute", "TTFT", 0, 4, "compute time since its last switch"),
-    Feature("can_prefill", "1", 0, 1, "its role includes prefill"),
+    Feature("is_turn", "flag", "1", 0, 1, "the decision is a TURN"),
+    Feature("is_prefetch", "flag", "1", 0, 1, "the decision is a PREFETCH"),
+    Feature("kv_free", "bytes", "KV capacity", 0, 1, "free KV memory under the active model"),
+    Feature("has_model", "flag", "1", 0, 1, "a model is active"),
+    Feature("batch", "requests", "8", 0, 4, "requests its present turn decodes"),
+    Feature("load_left", "s", "1", 0, 4, "rest of the load under way"),
+    Feature("compute", "s", "TTFT", 0, 4, "compute time since its last switch"),
+    Feature("can_prefill", "flag", "1", 0, 1, "its role includes prefill"),
 )
 POOL_FEATURES = (
-    Feature("claimable", "8 per instance", 0, 4, "open requests"),
-    Feature("in_flight", "16 per instance", 0, 4, "all live requests"),
-    Feature("busy", "1", 0, 1, "share of instances in a turn"),
-    Feature("open_models", "instances", 0, 4, "models with open work"),
-    Feature("overflow", "8 rows", 0, 4, "open models beyond the rows"),
-    Feature("host_kv", "capacity", 0, 1, "fullest node's share of host KV memory"),
-    Feature("prefetching", "1", 0, 1, "share of instances with a load under way"),
-    Feature("rate", "1 per s and instance", 0, 4, "arrival rate over all models"),
+    Feature("claimable", "requests", "8 an instance", 0, 4, "open requests"),
+    Feature("in_flight", "requests", "16 an instance", 0, 4, "all live requests"),
+    Feature("busy", "share", "1", 0, 1, "share of instances in a turn"),
+    Feature("open_models", "models", "instances", 0, 4, "models with open work"),
+    Feature("overflow", "models", "8", 0, 4, "open models beyond the rows"),
+    Feature("host_kv", "bytes", "host KV capacity", 0, 1, "fullest node's share of host KV memory"),
+    Feature("prefetching", "share", "1", 0, 1, "share of instances with a load under way"),
+    Feature("rate", "requests/s", "1 an instance", 0, 4, "arrival rate over all models"),
 )
-SPEC_HASH = hashlib.sha256(
-    repr((ROW_FEATURES, INSTANCE_FEATURES, POOL_FEATURES)).encode()
-).hexdigest()[:16]
+
+
+def spec_hash(version: int, *groups: tuple[Feature, ...]) -> str:
+    """Of the version and of all but the meanings: a better wording makes no other spec."""
+    stated = [[feature[:-1] for feature in group] for group in groups]
+    return hashlib.sha256(repr((version, stated)).encode()).hexdigest()[:16]
+
+
+SPEC_VERSION = 1  # grows when a number is computed otherwise, though its description is the same
+SPEC_HASH = spec_hash(SPEC_VERSION, ROW_FEATURES, INSTANCE_FEATURES, POOL_FEATURES)
 RATE = [feature.name for feature in ROW_FEATURES].index("rate")
 F, I, C = len(ROW_FEATURES), len(INSTANCE_FEATURES), len(POOL_FEATURES)
 LOW = np.array([f.low for f in ROW_FEATURES + INSTANCE_FEATURES + POOL_FEATURES], np.float32)

@@ -3,7 +3,6 @@
 TTFT 1 s, TBT 0.1 s; prefill 10 ms + 1 ms a token; 100 bytes of weights at 100 B/s: 1 s to switch.
 """
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,14 @@ from runtime.pool.features import (
     POOL_FEATURES,
     ROW_FEATURES,
     SPEC_HASH,
+    SPEC_VERSION,
     C,
     F,
     I,
     instance_features,
     pool_features,
     row_features,
+    spec_hash,
 )
 
 ALL = ROW_FEATURES + INSTANCE_FEATURES + POOL_FEATURES
@@ -212,21 +213,23 @@ def test_features_do_not_change_the_pool(hand_pool: Any) -> None:
     assert pool.image() == before
 
 
-def spec_hash(rows: Any) -> str:
-    return hashlib.sha256(repr((rows, INSTANCE_FEATURES, POOL_FEATURES)).encode()).hexdigest()[:16]
+def hash_of(rows: Any, version: int = SPEC_VERSION) -> str:
+    return spec_hash(version, rows, INSTANCE_FEATURES, POOL_FEATURES)
 
 
 @pytest.mark.parametrize(
-    "change", [{"name": "slack"}, {"scale": "TBT"}, {"low": -1}, {"high": 5}, {"meaning": "x"}]
+    "change", [{"name": "slack"}, {"unit": "ms"}, {"scale": "TBT"}, {"low": -1}, {"high": 5}]
 )
-def test_spec_hash_changes_with_every_part_of_a_feature(change: dict[str, Any]) -> None:
-    assert spec_hash(ROW_FEATURES) == SPEC_HASH
+def test_spec_hash_changes_with_what_a_number_is(change: dict[str, Any]) -> None:
+    assert hash_of(ROW_FEATURES) == SPEC_HASH
     changed = (ROW_FEATURES[0]._replace(**change), *ROW_FEATURES[1:])
-    assert spec_hash(changed) != SPEC_HASH
+    assert hash_of(changed) != SPEC_HASH
 
 
-def test_spec_hash_changes_with_the_order() -> None:
-    assert spec_hash(ROW_FEATURES[::-1]) != SPEC_HASH
+def test_spec_hash_changes_with_order_and_version_but_not_with_wording() -> None:
+    assert hash_of(ROW_FEATURES[::-1]) != SPEC_HASH
+    assert hash_of(ROW_FEATURES, SPEC_VERSION + 1) != SPEC_HASH
+    assert hash_of(tuple(f._replace(meaning="x") for f in ROW_FEATURES)) == SPEC_HASH
 
 
 def test_feature_names_are_unique_and_bounds_ordered() -> None:
