@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from envs.episode import sample
 from envs.scenario import ScenarioSpec
-from envs.stepping import Buffers, new_buffers, resume, start, step_pools
+from envs.stepping import Buffers, count_from_here, new_buffers, resume, start, step_pools
 from runtime.emulator.loop import Signal
 from runtime.emulator.tables import Sim, grow_slots
 from runtime.errors import UserError
@@ -76,6 +76,7 @@ class Pools:
             start(self.buffers, p, sim)
             self._grow(p)
             if not self.buffers.clocks["is_over"][p]:
+                count_from_here(self.buffers, p)
                 return
         raise UserError(
             f"trace {self.scenario.name}: none of {DRAWS} windows has a decision to take:"

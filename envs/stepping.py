@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from envs.deadlines import missed_by
 from runtime.compiled import inner, kernel
 from runtime.core import FOREVER_NS, NONE, DecisionKind, EventKind
 from runtime.emulator.loop import Signal, advance, answer, missed_deadlines
@@ -129,7 +130,11 @@ def run_on(buffers: Buffers, p: int, sim: Sim) -> None:
     if clock.signal == Signal.SLOTS_FULL:
         return
     clock.is_over = 0 if clock.signal == Signal.DECISION else 1
-    now, missed = sim.state.pool[0].now_ns, missed_deadlines(sim)
+    if clock.is_over == 0:
+        now, missed = sim.state.pool[0].now_ns, missed_deadlines(sim)
+    else:
+        now = max(sim.state.pool[0].now_ns, sim.control[0].horizon_ns)
+        missed = missed_by(sim, now)
     clock.dt_s = (now - clock.now_ns) / 1e9
     buffers.missed[p] = missed - clock.missed
     clock.now_ns, clock.missed = now, missed
@@ -165,6 +170,13 @@ def start(buffers: Buffers, p: int, sim: Sim) -> None:
     clock = buffers.clocks[p]
     clock.now_ns, clock.missed = sim.state.pool[0].now_ns, missed_deadlines(sim)
     run_on(buffers, p, sim)
+
+
+@kernel
+def count_from_here(buffers: Buffers, p: int) -> None:
+    """What was missed before the first decision is nobody's, and known to the token."""
+    clock = buffers.clocks[p]
+    clock.missed = missed_by(sim_at(buffers.addresses[p]), clock.now_ns)
 
 
 @kernel

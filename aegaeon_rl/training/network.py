@@ -178,10 +178,11 @@ class RowPolicy(MaskableMultiInputActorCriticPolicy):
             width = int(decisions.place.max()) + 1 if len(decisions.place) else 0
             mask = torch.as_tensor(action_masks, dtype=torch.bool)
             mask = torch.cat([mask[:, : width * self.levels], mask[:, -1:]], dim=1)
-        logits = self.mlp_extractor.scores(decisions, width)
+        network: Any = self.mlp_extractor
+        logits = network.scores(decisions, width)
         if mask is not None:
             logits = torch.where(mask, logits, CLOSED)
-        values = self.value_net(self.mlp_extractor.forward_critic(decisions))
+        values = self.value_net(network.forward_critic(decisions))
         return values, torch.log_softmax(logits, dim=1)
 
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from envs.pool_env import PoolEnv
 from envs.scenario import ScenarioSpec
 from runtime.core import DecisionKind, RequestPhase
-from runtime.emulator.loop import missed_deadlines
 from runtime.emulator.tables import Sim
 from runtime.errors import UserError
 from runtime.pool.features import F
@@ -111,19 +110,20 @@ def test_env_without_any_seed_differs_from_run_to_run(scenario: ScenarioSpec) ->
 
 
 @pytest.mark.parametrize("choose", [allowed, serving, anything])
-def test_return_times_deadline_rate_is_the_deadlines_missed(
+def test_reward_is_the_misses_known_since_the_decision_before(
     make_env: MakeEnv, scenario: ScenarioSpec, choose: Choose
 ) -> None:
-    worst = 0.0
+    worst = 0
     for seed in range(5):
         env = make_env(seed)
-        before = missed_by_hand(sim_of(env))
-        assert before == missed_deadlines(sim_of(env))
-        total = sum(step[1] for step in play(env, seed, choose))
-        missed = missed_by_hand(sim_of(env)) - before
-        assert missed_deadlines(sim_of(env)) - before == missed
-        assert -total * scenario.deadline_rate == pytest.approx(missed, abs=1e-6)
-        worst = max(worst, missed)
+        known = None  # at the ends, runs under way are looked into: tests/envs/test_properties_*
+        for step in play(env, seed, choose):
+            missed = missed_by_hand(sim_of(env))
+            if known is not None and not step[3]:
+                expected = missed - known
+                assert -step[1] * scenario.deadline_rate == pytest.approx(expected, abs=1e-6)
+                worst = max(worst, expected)
+            known = missed
     assert worst > 0
 
 
@@ -138,7 +138,7 @@ def test_env_time_adds_up_and_ends_at_the_drawn_length(
         assert np.all(dt_s >= 0)
         assert begin_s + dt_s.sum() == pytest.approx(steps[-1][4]["now_s"])
         end_s = sim_of(env).control["horizon_ns"][0] / 1e9
-        assert steps[-1][4]["now_s"] <= end_s
+        assert steps[-1][4]["now_s"] == end_s
         assert scenario.warm_s + scenario.shortest_s <= end_s
         assert end_s <= scenario.warm_s + scenario.longest_s
 
