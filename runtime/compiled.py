@@ -10,9 +10,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
+
+from runtime.libraries import part, whole
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -21,7 +23,7 @@ CONSTANTS = ("core.py", "state.py")  # their values are frozen into the machine 
 MARKS = (
     b"@kernel",
     b"@inner",
-    b"@inlined",
+    b"(CPUDispatcher)",
     b"(Tables)",
 )  # a layout's field order is machine code too
 FOLDERS_KEPT = 4
@@ -54,21 +56,13 @@ numba.config.CACHE_DIR = str(_cache_folder())
 
 
 def kernel(function: F) -> F:
-    """Compile `function` for callers in Python too: cached, no GIL, errors as NumPy has them."""
-    jitted: F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    return jitted
+    """Compile `function` for callers in Python too, once for all processes: no GIL, errors as
+    NumPy has them."""
+    jitted: Any = whole(function)
+    jitted.enable_caching()
+    return cast(F, jitted)
 
 
 def inner(function: F) -> F:
-    """Compile `function` for kernels only: no Python wrapper, which is a third of the compile."""
-    jitted: F = numba.njit(
-        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )(function)
-    return jitted
-
-
-def inlined(function: F) -> F:
-    """Compile `function` into its callers. Every function that links the core costs a second or
-    two of compile time, so that thin layers over it are better without a library of their own."""
-    jitted: F = numba.njit(nogil=True, error_model="numpy", inline="always")(function)
-    return jitted
+    """Compile `function` as a part of the kernels that call it."""
+    return cast(F, part(function))

@@ -124,7 +124,9 @@ def _lower_attribute(context: Any, builder: Any, typ: TablesType, value: Any, at
     row = list(typ.cls.layout).index(attr) * HEADER_WORDS
 
     def load(offset: int) -> Any:
-        return builder.load(builder.gep(header, [ir.Constant(word, row + offset)]))
+        loaded = builder.load(builder.gep(header, [ir.Constant(word, row + offset)]))
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return loaded
 
     result = typ.field_type(attr)
     if isinstance(result, TablesType):

@@ -6,7 +6,7 @@ defined. All events of an instant are applied before a decision is asked, so wai
 
 from enum import IntEnum
 
-from runtime.compiled import inlined, inner, kernel
+from runtime.compiled import inner, kernel
 from runtime.core import (
     FOREVER_NS,
     NONE,
@@ -133,7 +133,7 @@ def _later_waiting(sim: Sim) -> int:
     return NONE
 
 
-@inlined
+@inner
 def _fire(sim: Sim, time_ns: int, kind: int, index: int) -> None:
     """Make the event of a timer and apply it with all that follows at its boundary."""
     event, timers = sim.event[0], sim.timers
@@ -178,7 +178,7 @@ def _fire(sim: Sim, time_ns: int, kind: int, index: int) -> None:
     plan_in(sim, index)
 
 
-@inlined
+@inner
 def _fire_kv_in(sim: Sim, g: int) -> None:
     """The incoming group is there; the stage goes on unless it waited for it."""
     timer, inst = sim.timers[g], sim.state.instances[g]
@@ -191,7 +191,7 @@ def _fire_kv_in(sim: Sim, g: int) -> None:
     plan_in(sim, g)
 
 
-@inlined
+@inner
 def _arrive(sim: Sim, index: int) -> None:
     event, arrivals, control = sim.event[0], sim.arrivals, sim.control[0]
     event.id, event.model = control.base + index, arrivals.model[index]
@@ -201,7 +201,7 @@ def _arrive(sim: Sim, index: int) -> None:
     commit(sim)
 
 
-@inlined
+@inner
 def _fire_script(sim: Sim, row: int) -> None:
     """An event from outside, if it still finds what it is about."""
     event, due, control = sim.event[0], sim.script[row], sim.control[0]
@@ -224,7 +224,7 @@ def _fire_script(sim: Sim, row: int) -> None:
     commit(sim)
 
 
-@inlined
+@inner
 def _fire_tokens(sim: Sim, g: int, kind: int, n: int) -> None:
     """Apply STEPS or PREFILLED, then FINISHED for each request that met its end there."""
     if kind == EventKind.STEPS and n < sim.timers[g].end_n:
@@ -253,7 +253,7 @@ def _fire_tokens(sim: Sim, g: int, kind: int, n: int) -> None:
     drain(sim)
 
 
-@inlined
+@inner
 def record(sim: Sim) -> int:
     """Apply the event in `sim.event` and journal it; a refused one leaves no trace."""
     outcome = apply(sim.state, sim.event[0])
@@ -268,7 +268,7 @@ def record(sim: Sim) -> int:
     return outcome
 
 
-@inlined
+@inner
 def commit(sim: Sim) -> int:
     """`record`, then carry out the commands that followed."""
     outcome = record(sim)

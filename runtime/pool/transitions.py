@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from runtime.compiled import inlined, inner, kernel
+from runtime.compiled import inner, kernel
 from runtime.core import (
     NONE,
     Command,
@@ -75,7 +75,7 @@ def apply(state: State, event: Record) -> int:
     return outcome
 
 
-@inlined
+@inner
 def _dispatch(state: State, event: Record) -> int:
     kind, g = event.kind, event.instance
     pool = state.pool[0]

@@ -67,6 +67,25 @@ def _halve(a: float, b: float) -> float:
     return a / b
 
 
+def test_an_inner_function_called_from_python_is_refused() -> None:
+    with pytest.raises(TypeError, match="_halve: only kernels"):
+        _halve(1.0, 2.0)
+
+
+@inner
+def _quarter(a: float) -> float:
+    return _halve(_halve(a, 2.0), 2.0)
+
+
+def test_a_kernel_holds_the_functions_it_reaches_once_whatever_constants_they_get() -> None:
+    @kernel
+    def sixteenth(a: float) -> float:
+        return _halve(_quarter(a), 3.0) + _halve(a, 4.0) * _quarter(a)
+
+    assert sixteenth(12.0) == 10.0
+    assert _halve.signatures == [(numba.float64, numba.float64)]  # type: ignore[attr-defined]
+
+
 def test_kernels_divide_as_numpy_does() -> None:
     @kernel
     def ratio(a: float, b: float) -> float:
