@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from aegaeon_rl.evaluation.compare import Cell, Comparison
-from aegaeon_rl.evaluation.gantt import Bar, share_of
 from aegaeon_rl.evaluation.metrics import model_attainment, stall_s, ttft_s
 from runtime.slo import gap_edge_s
+from runtime.timeline.bars import Bar, share_of
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 LOOKS = {  # of a Gantt bar: line width in points, colour in the legend, words for it

@@ -9,11 +9,11 @@ import jinja2
 from aegaeon_rl.evaluation import plots
 from aegaeon_rl.evaluation.compare import Comparison, Plan, Row, label_of, window_trace
 from aegaeon_rl.evaluation.export import record_window
-from aegaeon_rl.evaluation.gantt import Bar, bars
 from aegaeon_rl.evaluation.metrics import model_attainment
 from aegaeon_rl.evaluation.sizing import Sizing
 from runtime.emulator.profile import load_profile
 from runtime.protocol import Oracle, Policy
+from runtime.timeline.bars import Bar, bars
 
 TABLE = (  # metric, heading, kind
     ("token_attainment", "tokens on time", "share"),

@@ -129,11 +129,7 @@ class Replay:
         """End what is under way at `until_ns`, as cut."""
         self._sample(until_ns)
         self.now_ns = max(self.now_ns, until_ns)
-        for g in range(len(self.stage)):
-            self._leave_stage(g, is_cut=True)
-            self._end_turn(g, is_cut=True)
-            self._end_load(g, is_cut=True)
-            self._end_outgoing(g)
+        self._end_all()
         live = np.flatnonzero(self.state.requests["phase"] != RequestPhase.FREE)
         for r in live:
             self._keep_life(int(r), NONE)
@@ -147,6 +143,30 @@ class Replay:
             services=np.array(self.services, SERVICE),
             samples=self._samples(),
         )
+
+    def so_far(self, from_ns: int, until_ns: int) -> Table:
+        """Spans that overlap [from_ns, until_ns), those under way as if cut at `until_ns`; the
+        replay goes on."""
+        mine = len(self.spans), len(self.services), self.now_ns
+        open_now = self.turns.copy(), self.loads.copy(), self.out_since_ns.copy()
+        self.now_ns = max(self.now_ns, until_ns)
+        self._end_all()
+        first = len(self.spans)
+        while first > 0 and (first > mine[0] or self.spans[first - 1][1] > from_ns):
+            first -= 1
+        shown = np.array(self.spans[first:], SPAN)
+        del self.spans[mine[0] :], self.services[mine[1] :]
+        self.now_ns = mine[2]
+        self.turns, self.loads, self.out_since_ns = open_now
+        return shown[shown["start_ns"] < until_ns]
+
+    def _end_all(self) -> None:
+        """End what is under way now, as cut."""
+        for g in range(len(self.stage)):
+            self._leave_stage(g, is_cut=True)
+            self._end_turn(g, is_cut=True)
+            self._end_load(g, is_cut=True)
+            self._end_outgoing(g)
 
     def _apply(self, row: int, event: Record) -> None:
         outcome = apply(self.state, event)

@@ -9,9 +9,9 @@ import pytest
 
 from aegaeon_rl.evaluation.compare import Plan
 from aegaeon_rl.evaluation.export import record_window
-from aegaeon_rl.evaluation.gantt import LOOKS, Bar, bars, share_of
 from aegaeon_rl.policies.registry import make_policy
 from runtime.core import NONE, NS, PoolSpec
+from runtime.timeline.bars import LOOKS, Bar, bars, share_of
 from runtime.timeline.decisions import decision_log
 from runtime.timeline.spans import SERVICE, SPAN, Samples, SpanKind, Timeline
 

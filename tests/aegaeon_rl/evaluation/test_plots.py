@@ -11,8 +11,8 @@ import pytest
 from aegaeon_rl.evaluation import plots
 from aegaeon_rl.evaluation.bootstrap import Interval
 from aegaeon_rl.evaluation.compare import Comparison, Row
-from aegaeon_rl.evaluation.gantt import Bar
 from runtime.core import NONE
+from runtime.timeline.bars import Bar
 
 BARS = [
     Bar(0, 3, "weights", 0.0, 1.0),

@@ -9,7 +9,7 @@ import pytest
 
 from runtime.core import NONE, NS, EventKind, PoolSpec, RequestPhase
 from runtime.pool.state import INSTANCE
-from runtime.timeline.replay import timeline
+from runtime.timeline.replay import Replay, timeline
 from runtime.timeline.spans import PARTS, WORK, SpanKind, Timeline
 
 WHOLE = ["index", "aegaeon", "serverlessllm", "muxserve", "shed", "faults"]
@@ -298,3 +298,18 @@ def test_empty_journal_is_an_empty_timeline(fresh_state: Any, busy_pool: PoolSpe
     empty = timeline(state, np.zeros(0, [("time_ns", "i8")]), end_ns=NS)
     assert [len(table) for table in empty[3:6]] == [0, 0, 0]
     assert empty.samples.in_flight.tolist() == [0]
+
+
+def test_a_look_at_the_spans_so_far_changes_nothing(
+    recordings: dict[str, Any], fresh_state: Callable[..., Any]
+) -> None:
+    trace, run, whole = recordings["faults"]
+    replay = Replay(fresh_state(run.pool, trace.models), 0, whole.end_ns)
+    for row in range(len(run.journal)):
+        replay.feed(row, run.journal[row])
+        if row % 300 == 0:
+            now_ns = int(run.journal["time_ns"][row]) + 1
+            shown = replay.so_far(now_ns - 2 * NS, now_ns)
+            assert np.all((shown["end_ns"] > now_ns - 2 * NS) & (shown["start_ns"] < now_ns))
+            assert np.all(shown["end_ns"] <= now_ns)
+    assert told(replay.close(whole.end_ns)) == told(whole)

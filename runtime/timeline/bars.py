@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from runtime.core import NONE, NS
+from runtime.pool.state import Table
 from runtime.timeline.spans import SpanKind, Timeline
 
 LOOKS = {  # what a part of a turn is drawn as
@@ -30,10 +31,15 @@ class Bar(NamedTuple):
 
 def bars(timeline: Timeline) -> list[Bar]:
     """By GPU and time, cut to the timeline; what touches and looks alike is one bar."""
-    spans = timeline.of(*LOOKS)
+    return bars_of(timeline.spans, timeline.start_ns, timeline.end_ns)
+
+
+def bars_of(spans: Table, from_ns: int, to_ns: int) -> list[Bar]:
+    """The same of spans, cut to [from_ns, to_ns)."""
+    spans = spans[np.isin(spans["kind"], list(LOOKS))]
     spans = spans[np.lexsort((spans["end_ns"], spans["start_ns"], spans["instance"]))]
-    start_ns = np.clip(spans["start_ns"], timeline.start_ns, timeline.end_ns).tolist()
-    end_ns = np.clip(spans["end_ns"], timeline.start_ns, timeline.end_ns).tolist()
+    start_ns = np.clip(spans["start_ns"], from_ns, to_ns).tolist()
+    end_ns = np.clip(spans["end_ns"], from_ns, to_ns).tolist()
     drawn: list[Bar] = []
     for i, (since_ns, until_ns) in enumerate(zip(start_ns, end_ns, strict=True)):
         if since_ns == until_ns:
