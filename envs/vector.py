@@ -21,7 +21,8 @@ Bools = npt.NDArray[np.bool_]
 
 class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
     """P pools of `aegaeon/Pool-v0`; `autoreset_mode` is NEXT_STEP (Gymnasium's default) or
-    SAME_STEP (what SB3 and most PPO code expect). Infos carry `dt_s` [P]."""
+    SAME_STEP (what SB3 and most PPO code expect). Infos carry `dt_s` [P]. With `group` = n each
+    n pools in a row play the same episodes, for baselines that compare them."""
 
     def __init__(
         self,
@@ -31,12 +32,15 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
         rows: int = ROWS,
         quotas_s: Sequence[float] = QUOTAS_S,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        group: int = 1,
     ) -> None:
+        if group < 1 or num_envs % group:
+            raise UserError(f"group={group}: expected a divisor of num_envs={num_envs}")
         mode = AutoresetMode(autoreset_mode)
         if mode is AutoresetMode.DISABLED:
             raise UserError("autoreset_mode=Disabled: expected NextStep or SameStep")
         self.pools = Pools(scenario or demo_scenario(), num_envs, rows=rows, quotas_s=quotas_s)
-        self.num_envs, self.mode = num_envs, mode
+        self.num_envs, self.mode, self.group = num_envs, mode, group
         self.metadata = {"autoreset_mode": mode, "render_modes": []}
         self.single_observation_space = observation_space(rows, len(self.pools.quotas_s))
         self.single_action_space = spaces.Discrete(self.pools.idle_action + 1)
@@ -49,8 +53,8 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None or not self._is_seeded:
-            seeds = self.np_random.integers(1 << 62, size=self.num_envs)
-            self.pools.seed([int(s) for s in seeds])
+            seeds = self.np_random.integers(1 << 62, size=self.num_envs // self.group)
+            self.pools.seed([int(s) for s in np.repeat(seeds, self.group)])
             self._is_seeded = True
         for p in range(self.num_envs):
             self.pools.reset(p)
@@ -102,9 +106,15 @@ class PoolVecEnv(VecEnv):
         *,
         rows: int = ROWS,
         quotas_s: Sequence[float] = QUOTAS_S,
+        group: int = 1,
     ) -> None:
         self.vector = PoolVectorEnv(
-            num_envs, scenario, rows=rows, quotas_s=quotas_s, autoreset_mode=AutoresetMode.SAME_STEP
+            num_envs,
+            scenario,
+            rows=rows,
+            quotas_s=quotas_s,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            group=group,
         )
         self.last_dt_s = np.zeros(num_envs)
         self.returns = np.zeros(num_envs)

@@ -12,6 +12,7 @@ COUNTS = {  # least and most
     "checkpoints": (1, 10_000),
     "pools": (1, 16_384),
     "steps": (2, 65_536),
+    "group": (1, 16_384),
     "epochs": (1, 1000),
     "batch": (1, LARGEST_ROLLOUT),
     "hidden": (1, 4096),
@@ -28,6 +29,7 @@ class TrainSpec:
     decisions: int = 1_000_000
     checkpoints: int = 8
     pools: int = 32
+    group: int = 1  # pools that play the same episodes, each against the others' mean; 1: critic
     steps: int = 256  # decisions a pool makes between two updates
     epochs: int = 2
     batch: int = 1024  # at most: a rollout is cut into equal batches
@@ -57,6 +59,8 @@ class TrainSpec:
                 f"train.pools={self.pools}, steps={self.steps}: expected a product of at most"
                 f" {LARGEST_ROLLOUT}"
             )
+        if self.pools % self.group:
+            raise UserError(f"train.group={self.group}: expected a divisor of pools={self.pools}")
         for name in ("learning_rate", "horizon_s", "clip", "scale", "shortest_s"):
             if not 0 < getattr(self, name) < inf:
                 raise UserError(f"train.{name}={getattr(self, name)}: expected more than 0")

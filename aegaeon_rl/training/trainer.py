@@ -73,7 +73,9 @@ class Trainer:
         self.spec, self.seed, self.folder = spec, seed, folder
         weights = starting_weights(spec, seed)
         quotas = tuple(round(float(q), 6) for q in weights.quotas_s)
-        self.pools = EventClock(PoolVecEnv(scenario, spec.pools, rows=spec.rows, quotas_s=quotas))
+        self.pools = EventClock(
+            PoolVecEnv(scenario, spec.pools, rows=spec.rows, quotas_s=quotas, group=spec.group)
+        )
         self.model = MaskablePPO(
             RowPolicy,
             self.pools,
@@ -86,7 +88,11 @@ class Trainer:
             clip_range=spec.clip,
             ent_coef=spec.entropy,
             rollout_buffer_class=PackedBuffer,
-            rollout_buffer_kwargs={"horizon_s": spec.horizon_s, "levels": len(quotas)},
+            rollout_buffer_kwargs={
+                "horizon_s": spec.horizon_s,
+                "group": spec.group,
+                "levels": len(quotas),
+            },
             policy_kwargs=policy_arguments(weights, spec.rows, spec.scale),
             seed=segment_seed(seed, 0),  # of the critic's first weights
             device="cpu",

@@ -250,3 +250,14 @@ def test_sb3_contrib_learns_on_masked_pools(make_vec: MakeVec) -> None:
         actions, _ = model.predict(observation, action_masks=masks)
         assert masks[np.arange(4), actions].all()
         observation, _, _, _ = vec.step(actions)
+
+
+def test_pools_of_a_group_play_the_same_episodes(make_vector: MakeVector) -> None:
+    env = make_vector(6, group=3)
+    env.reset(seed=4)
+    arrivals = [sim.arrivals.time_ns.tobytes() for sim in env.pools.sims if sim is not None]
+    assert arrivals[:3] == [arrivals[0]] * 3
+    assert arrivals[3:] == [arrivals[3]] * 3
+    assert arrivals[0] != arrivals[3]
+    with pytest.raises(UserError, match=r"group=4: expected a divisor of num_envs=6"):
+        make_vector(6, group=4)

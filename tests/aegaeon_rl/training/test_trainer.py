@@ -142,6 +142,26 @@ def test_seed_decides_the_run(
         assert same_weights(folder, whole / "checkpoints" / "0002") == is_same
 
 
+def test_grouped_run_compares_pools_of_the_same_episodes_and_resumes(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    changes = {"group": 2, "warm_critic": False, "steps": 64}
+    whole = make_trainer(tmp_path / "whole", **changes)
+    folders = [whole.advance(nothing).folder for _ in range(2)]
+    buffer = whole.model.rollout_buffer
+    compared = buffer.advantages != buffer.returns - buffer.values
+    assert 0.2 < compared.mean() < 1
+    sims = whole.pools.venv.vector.pools.sims
+    arrivals = [sim.arrivals.time_ns.tobytes() for sim in sims]
+    assert len(set(arrivals)) > 1
+    assert (buffer.episode[0, 0::2] == buffer.episode[0, 1::2]).all()
+    first = make_trainer(tmp_path / "broken", **changes)
+    first.advance(nothing)
+    resumed = make_trainer(tmp_path / "broken", **changes)
+    resumed.restore(checkpoints(tmp_path / "broken")[-1])
+    assert same_state(resumed.advance(nothing).folder, folders[1])
+
+
 @pytest.mark.parametrize("left", [(), (FILE,), (FILE, STATE), (FILE, f".{STATE}.part")])
 def test_unfinished_checkpoint_is_passed_over_and_made_anew(
     whole: Path, make_trainer: MakeTrainer, tmp_path: Path, same_weights: Any, left: Any
