@@ -1,0 +1,1 @@
+"""The real engine: many models on one device, switched between tokens."""
