@@ -63,7 +63,7 @@ class PoolEnv(gym.Env[Observation, np.int64]):
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """What sb3-contrib asks for: allowed actions [K*Q+1]."""
-        return self.pools.buffers.mask[0].copy()
+        return self.pools.mask[0].copy()
 
     def render(self) -> str | None:
         if self.render_mode != "ansi":

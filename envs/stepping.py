@@ -30,25 +30,33 @@ CLOCK = np.dtype(
 
 
 class Buffers(Tables):
-    """What P pools show after a step: rows [P, K*F], instance [P, I], globals [P, C], mask
-    [P, K*Q+1], the models behind the rows [P, K], missed deadlines [P], clocks [P]."""
+    """What P pools show after a step, in two halves that steps write in turn, so that what the
+    last step showed stands while the next is made: rows [2P, K*F], instance [2P, I], globals
+    [2P, C], mask [2P, K*Q+1], rows in use [2P]. `half` says which is the present one.
+
+    Of the present only: models behind the rows [P, K], missed deadlines [P], clocks [P].
+    """
 
     layout: ClassVar = {
         "rows": Field(np.float32, 2),
         "instance": Field(np.float32, 2),
         "globals": Field(np.float32, 2),
         "mask": Field(np.bool_, 2),
+        "used": Field(np.int64),
+        "half": Field(np.int64),
         "models": Field(np.int64, 2),
         "missed": Field(np.float64),
         "clocks": Field(CLOCK),
         "quotas_ns": Field(np.int64),
         "addresses": Field(np.int64),
-        "features": Field(np.float32),
+        "features": Field(np.float32, 2),
     }
     rows: npt.NDArray[np.float32]
     instance: npt.NDArray[np.float32]
     globals: npt.NDArray[np.float32]
     mask: npt.NDArray[np.bool_]
+    used: npt.NDArray[np.int64]
+    half: npt.NDArray[np.int64]
     models: npt.NDArray[np.int64]
     missed: npt.NDArray[np.float64]
     clocks: Table
@@ -59,16 +67,18 @@ class Buffers(Tables):
 
 def new_buffers(pools: int, rows: int, quotas_s: tuple[float, ...]) -> Buffers:
     return Buffers(
-        rows=np.zeros((pools, rows * F), np.float32),
-        instance=np.zeros((pools, I), np.float32),
-        globals=np.zeros((pools, C), np.float32),
-        mask=np.zeros((pools, rows * len(quotas_s) + 1), np.bool_),
-        models=np.zeros((pools, rows), np.int64),
+        rows=np.zeros((2 * pools, rows * F), np.float32),
+        instance=np.zeros((2 * pools, I), np.float32),
+        globals=np.zeros((2 * pools, C), np.float32),
+        mask=np.zeros((2 * pools, rows * len(quotas_s) + 1), np.bool_),
+        used=np.zeros(2 * pools, np.int64),
+        half=np.zeros(1, np.int64),
+        models=np.full((pools, rows), NONE, np.int64),
         missed=np.zeros(pools),
         clocks=np.zeros(pools, CLOCK),
         quotas_ns=np.array([round(q * 1e9) for q in quotas_s], np.int64),
         addresses=np.zeros(pools, np.int64),
-        features=np.zeros(max(F, I, C), np.float32),
+        features=np.zeros((pools, F), np.float32),
     )
 
 
@@ -83,26 +93,58 @@ def run_to_decision(sim: Sim) -> int:
 
 
 @inner
+def present(buffers: Buffers, p: int) -> int:
+    """Where the present half shows pool p."""
+    return int(buffers.half[0] * buffers.models.shape[0] + p)
+
+
+@inner
 def observe(buffers: Buffers, p: int, sim: Sim) -> None:
     """Write pool p's rows, features and mask for the decision that is due."""
-    control, state = sim.control[0], sim.state
+    control, state, place = sim.control[0], sim.state, present(buffers, p)
     kind, g = control.decision_kind, control.decision_index
-    models, mask, out = buffers.models[p], buffers.mask[p], buffers.rows[p]
+    models, mask, out = buffers.models[p], buffers.mask[place], buffers.rows[place]
     levels = buffers.quotas_ns.shape[0]
     count, overflow = fill_rows(state, kind, g, models)
-    mask[:] = False
-    out[:] = 0.0
+    allowed = 1 if kind == DecisionKind.PREFETCH else levels
     for i in range(count):
-        row_features(state, g, models[i], buffers.features)
+        row_features(state, g, models[i], buffers.features[p])
         for f in range(F):
-            out[i * F + f] = buffers.features[f]
-        for q in range(1 if kind == DecisionKind.PREFETCH else levels):
-            mask[i * levels + q] = True
+            out[i * F + f] = buffers.features[p, f]
+        for q in range(levels):
+            mask[i * levels + q] = q < allowed
     for i in range(count, models.shape[0]):
         models[i] = NONE
+    clear_rows(buffers, place, count)
     mask[models.shape[0] * levels] = kind == DecisionKind.PREFETCH or can_idle(state, g)
-    instance_features(state, kind, g, buffers.instance[p])
-    pool_features(state, overflow, buffers.globals[p])
+    instance_features(state, kind, g, buffers.instance[place])
+    pool_features(state, overflow, buffers.globals[place])
+
+
+@inner
+def clear_rows(buffers: Buffers, place: int, count: int) -> None:
+    """Empty the rows from `count` on that were in use."""
+    levels = buffers.quotas_ns.shape[0]
+    for i in range(count * F, buffers.used[place] * F):
+        buffers.rows[place, i] = 0.0
+    for i in range(count * levels, buffers.used[place] * levels):
+        buffers.mask[place, i] = False
+    buffers.used[place] = count
+
+
+@inner
+def observe_end(buffers: Buffers, p: int, is_carried: bool) -> None:
+    """Pool p is over: nothing but idling is allowed. The features stay those of its last decision,
+    which the other half holds if `is_carried`."""
+    place, pools = present(buffers, p), buffers.models.shape[0]
+    if is_carried:
+        other = (place + pools) % (2 * pools)
+        buffers.rows[place, :] = buffers.rows[other]
+        buffers.instance[place, :] = buffers.instance[other]
+        buffers.globals[place, :] = buffers.globals[other]
+        buffers.used[place] = buffers.used[other]
+    buffers.mask[place, :] = False
+    buffers.mask[place, buffers.mask.shape[1] - 1] = True
 
 
 @inner
@@ -110,9 +152,10 @@ def act(buffers: Buffers, p: int, sim: Sim, action: int) -> None:
     """Turn an action into the answer of the decision that is due. A masked action counts as idle;
     where idle is masked too, as the first row at its first quota."""
     event, levels = sim.event[0], buffers.quotas_ns.shape[0]
-    idle = buffers.mask.shape[1] - 1
-    if not buffers.mask[p, action]:
-        action = idle if buffers.mask[p, idle] else 0
+    mask = buffers.mask[(present(buffers, p) + buffers.models.shape[0]) % buffers.mask.shape[0]]
+    idle = mask.shape[0] - 1
+    if not mask[action]:
+        action = idle if mask[idle] else 0
     if action != idle:
         row = action // levels
         event.model = buffers.models[p, row]
@@ -123,7 +166,7 @@ def act(buffers: Buffers, p: int, sim: Sim, action: int) -> None:
 
 
 @inner
-def run_on(buffers: Buffers, p: int, sim: Sim) -> None:
+def run_on(buffers: Buffers, p: int, sim: Sim, is_step: bool) -> None:
     """Run to the next decision and settle the clock; a full request table leaves it open."""
     clock = buffers.clocks[p]
     clock.signal = run_to_decision(sim)
@@ -141,8 +184,7 @@ def run_on(buffers: Buffers, p: int, sim: Sim) -> None:
     if clock.is_over == 0:
         observe(buffers, p, sim)
     else:
-        buffers.mask[p, :] = False
-        buffers.mask[p, buffers.mask.shape[1] - 1] = True
+        observe_end(buffers, p, is_step)
 
 
 @kernel
@@ -166,10 +208,11 @@ def serve_oldest(sim: Sim, rows: npt.NDArray[np.int64]) -> int:
 
 @kernel
 def start(buffers: Buffers, p: int, sim: Sim) -> None:
-    """First observation of an episode; the clock and the misses count from here."""
+    """First observation of an episode, in the present half; the clock and the misses count from
+    here."""
     clock = buffers.clocks[p]
     clock.now_ns, clock.missed = sim.state.pool[0].now_ns, missed_deadlines(sim)
-    run_on(buffers, p, sim)
+    run_on(buffers, p, sim, False)
 
 
 @kernel
@@ -182,14 +225,21 @@ def count_from_here(buffers: Buffers, p: int) -> None:
 @kernel
 def resume(buffers: Buffers, p: int) -> None:
     """Go on after the request table of pool p was grown."""
-    run_on(buffers, p, sim_at(buffers.addresses[p]))
+    run_on(buffers, p, sim_at(buffers.addresses[p]), True)
 
 
 @kernel
-def step_pools(buffers: Buffers, actions: npt.NDArray[np.int64]) -> None:
-    """Act in every pool that is not over, and run it to its next decision."""
-    for p in range(actions.shape[0]):
-        if buffers.clocks[p].is_over == 0:
-            sim = sim_at(buffers.addresses[p])
-            act(buffers, p, sim, actions[p])
-            run_on(buffers, p, sim)
+def step_pools(buffers: Buffers, actions: npt.NDArray[np.int64], first: int, end: int) -> None:
+    """Act in each of pools first .. end - 1 that is not over, and run it to its next decision.
+
+    The actions answer what the other half shows. One that is over shows its end again.
+    """
+    for p in range(first, end):
+        clock = buffers.clocks[p]
+        if clock.is_over != 0:
+            clock.dt_s, buffers.missed[p] = 0.0, 0.0
+            observe_end(buffers, p, True)
+            continue
+        sim = sim_at(buffers.addresses[p])
+        act(buffers, p, sim, actions[p])
+        run_on(buffers, p, sim, True)

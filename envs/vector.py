@@ -83,7 +83,7 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
 
     def action_masks(self) -> Bools:
         """Allowed actions [P, K*Q+1]."""
-        return self.pools.buffers.mask.copy()
+        return self.pools.mask.copy()
 
     def _final_observations(self, truncated: Bools) -> npt.NDArray[np.object_]:
         final = np.full(self.num_envs, None, dtype=object)

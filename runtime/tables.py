@@ -27,6 +27,7 @@ from numba.extending import (
 from numba.np import arrayobj
 
 HEADER_WORDS = 3  # data address, shape[0], shape[1]
+LINE_BYTES = 64  # of a processor's cache
 
 
 class Field(NamedTuple):
@@ -73,6 +74,51 @@ class Tables:
         if name in self.layout:
             raise AttributeError(f"{type(self).__name__}.{name}: use put()")
         object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold the arrays; their addresses are those of the new ones."""
+        return _made, (type(self), {name: getattr(self, name) for name in self.layout})
+
+    @property
+    def packed_bytes(self) -> int:
+        """What `pack` needs."""
+        values = [getattr(self, name) for name in self.layout]
+        return _whole_lines(self.header.nbytes) + sum(
+            v.packed_bytes if isinstance(v, Tables) else _whole_lines(v.nbytes) for v in values
+        )
+
+    def pack(self, memory: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Move all arrays, those of tables held by reference too, side by side to the start of
+        `memory` (aligned to LINE_BYTES); returns the rest of it. Raises ValueError if it is short.
+        """
+        if len(memory) < self.packed_bytes:
+            raise ValueError(f"{len(memory)} bytes: expected {self.packed_bytes}")
+        self.header, memory = _moved(self.header, memory)
+        for name in self.layout:
+            value = getattr(self, name)
+            if isinstance(value, Tables):
+                memory = value.pack(memory)
+            else:
+                value, memory = _moved(value, memory)
+            self.put(name, value)
+        return memory
+
+
+def _made(cls: type[Tables], fields: dict[str, Any]) -> Tables:
+    return cls(**fields)
+
+
+def _whole_lines(size: int) -> int:
+    return -(-size // LINE_BYTES) * LINE_BYTES
+
+
+def _moved(
+    array: npt.NDArray[Any], memory: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+    """A copy at the start of `memory`, and what follows it."""
+    copy = memory[: array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy, memory[_whole_lines(array.nbytes) :]
 
 
 class TablesType(types.Type):  # type: ignore[misc]

@@ -326,11 +326,13 @@ def missed_deadlines(sim: Sim) -> int:
     without all its tokens has them counted at its end.
     """
     state, total = sim.state, sim.control[0].missed_tokens
-    now = state.pool[0].now_ns
-    for r in range(state.requests.shape[0]):
-        req = state.requests[r]
+    now, live, slot = state.pool[0].now_ns, state.pool[0].in_flight, 0
+    while live > 0:  # they lie in the lowest slots that were free
+        req = state.requests[slot]
+        slot += 1
         if req.phase == RequestPhase.FREE:
             continue
+        live -= 1
         total += req.emitted_tokens - req.on_time_tokens
         model = state.models[req.model]
         overdue_ns = now - req.arrival_ns - model.ttft_ns

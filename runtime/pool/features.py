@@ -222,12 +222,10 @@ def instance_features(state: State, kind: int, g: int, out: Vector) -> None:
 def pool_features(state: State, overflow: int, out: Vector) -> None:
     """Features [C] of the whole pool."""
     pool, n = state.pool[0], state.instances.shape[0]
-    loading, rate = 0, 0.0
+    loading = 0
     for g in range(n):
         loading += 1 if state.instances[g].loading_slot >= 0 else 0
-    for m in range(state.models.shape[0]):
-        model = state.models[m]
-        rate += model.rate_rps * np.exp(-(pool.now_ns - model.rate_at_ns) / 1e9 / RATE_TAU_S)
+    rate = pool.rate_rps * np.exp(-(pool.now_ns - pool.rate_at_ns) / 1e9 / RATE_TAU_S)
     fullest = 0.0
     for d in range(state.nodes.shape[0]):
         if state.nodes[d].host_kv_bytes > 0:

@@ -11,11 +11,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.core import FOREVER_NS, NONE, Command, KvPlace, Phases, RequestPhase, SlotState, Stage
+from runtime.core import (
+    FOREVER_NS,
+    NONE,
+    NS,
+    Command,
+    KvPlace,
+    Phases,
+    RequestPhase,
+    SlotState,
+    Stage,
+)
 from runtime.pool.bits import WORD
 from runtime.pool.costs import prefill_s
 from runtime.pool.lists import BATCH, INCOMING, OUTGOING, PREFILL
 from runtime.pool.state import LISTS_PER_INSTANCE, State
+from runtime.pool.transitions import RATE_TAU_S
 
 Array = npt.NDArray[Any]
 
@@ -293,6 +304,14 @@ def check_models(view: View) -> None:
     within("models", "waiting_since_ns", since, 0, view.pool["now_ns"], open_count > 0)
 
 
+def check_rate(view: View) -> None:
+    """The pool's arrival rate is the sum of its models', decayed to its last arrival."""
+    models, pool = view.state.models, view.pool
+    gap_s = (pool["rate_at_ns"] - models["rate_at_ns"]) / NS
+    rate = np.sum(models["rate_rps"] * np.exp(-gap_s / RATE_TAU_S))
+    equal("pool", "rate_rps", np.isclose(pool["rate_rps"], rate), True)
+
+
 def check_open_work(view: View) -> None:
     """Each model's sums over its open requests, and the order of the models that have any."""
     state, requests, models = view.state, view.requests, view.state.models
@@ -412,6 +431,7 @@ LAWS = (
     check_device_memory,
     check_host_memory,
     check_models,
+    check_rate,
     check_open_work,
     check_occupancy,
     check_slots,

@@ -164,6 +164,8 @@ POOL = np.dtype(
         ("now_ns", "i8"),
         ("wakes", "i8"),  # events an idle instance waits for
         ("arrivals", "i8"),
+        ("rate_rps", "f8"),  # the sum of its models', as of the last arrival
+        ("rate_at_ns", "i8"),
         ("max_wait_ns", "i8"),
         ("command_ns", "i8"),
         ("turn_overhead_ns", "i8"),

@@ -147,6 +147,9 @@ def _arrival(state: State, event: Record) -> int:
     gap_s = (event.time_ns - model.rate_at_ns) / 1e9
     model.rate_rps = model.rate_rps * np.exp(-gap_s / RATE_TAU_S) + 1.0 / RATE_TAU_S
     model.rate_at_ns = event.time_ns
+    gap_s = (event.time_ns - pool.rate_at_ns) / 1e9
+    pool.rate_rps = pool.rate_rps * np.exp(-gap_s / RATE_TAU_S) + 1.0 / RATE_TAU_S
+    pool.rate_at_ns = event.time_ns
     pool.wakes += 1
     pool.arrivals += 1
     queued = pool.claimable + lists.count(state, lists.routing_list(state))
