@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from envs.pools import QUOTAS_S, ROWS, Observation, Pools, observation_space
-from envs.scenario import ScenarioSpec, demo_scenario
+from envs.pools import QUOTAS_S, ROWS, Observation, Pools, Scenario, observation_space
 
 
 class PoolEnv(gym.Env[Observation, np.int64]):
@@ -20,7 +19,8 @@ class PoolEnv(gym.Env[Observation, np.int64]):
     instance with work may wait only while something else in the pool is under way. Reward: minus
     the token deadlines missed since the last decision, over the scenario's deadline rate.
     Episodes end by truncation only, at a random time; `info` carries `dt_s`, the pool time the step
-    took, and `action_mask`.
+    took, `now_s`, since the start of the warm-up, and `action_mask`. The scenario is a
+    specification, its JSON, or a name in conf/scenario. Copies and pickles go on as this one would.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's contract)
@@ -30,27 +30,24 @@ class PoolEnv(gym.Env[Observation, np.int64]):
 
     def __init__(
         self,
-        scenario: ScenarioSpec | None = None,
+        scenario: Scenario = "demo",
         *,
         rows: int = ROWS,
         quotas_s: Sequence[float] = QUOTAS_S,
         render_mode: str | None = None,
     ) -> None:
-        self.pools = Pools(scenario or demo_scenario(), 1, rows=rows, quotas_s=quotas_s)
+        self.pools = Pools(scenario, 1, rows=rows, quotas_s=quotas_s)
         self.observation_space: spaces.Space[Any] = observation_space(
             rows, len(self.pools.quotas_s)
         )
         self.action_space = spaces.Discrete(self.pools.idle_action + 1)
         self.render_mode = render_mode
-        self._is_seeded = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        if seed is not None or not self._is_seeded:
-            self.pools.seed([int(self.np_random.integers(1 << 62))])
-            self._is_seeded = True
+        self.pools.rngs[0] = self.np_random
         self.pools.reset(0)
         return self.pools.observation(0), self._info()
 
@@ -82,5 +79,5 @@ class PoolEnv(gym.Env[Observation, np.int64]):
         return {
             "dt_s": float(self.pools.dt_s[0]),
             "action_mask": self.action_masks(),
-            "now_s": float(self.pools.buffers.clocks["now_ns"][0]) / 1e9,
+            "now_s": float(self.pools.now_s[0]),
         }

@@ -1,6 +1,6 @@
 """A batch of emulated pools: the one core behind the single, vector and SB3 faces."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from math import inf
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+from gymnasium.utils.seeding import np_random
 
 from envs.episode import sample
 from envs.scenario import ScenarioSpec
@@ -25,6 +26,7 @@ ROWS = 32
 DRAWS = 1000  # windows to try for one with a decision
 SPARE = 1.5  # memory held for a pool, over what its first episode takes
 NOT_STATE = ("_parts", "_workers", "_memory")
+Scenario = ScenarioSpec | Mapping[str, Any] | str  # or its JSON, or a name in conf/scenario
 Observation = dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int8]]
 
 
@@ -50,22 +52,22 @@ class Pools:
 
     def __init__(
         self,
-        scenario: ScenarioSpec,
+        scenario: Scenario,
         count: int,
         *,
         rows: int = ROWS,
         quotas_s: Sequence[float] = QUOTAS_S,
         threads: int = 1,
     ) -> None:
-        self.scenario, self.count, self.rows = scenario, count, rows
+        self.scenario = ScenarioSpec.from_json(scenario)
+        self.count, self.rows = count, rows
         self.quotas_s, self.threads = tuple(quotas_s), threads
-        if count < 1 or rows < 1 or threads < 1:
-            raise UserError(
-                f"num_envs={count}, rows={rows}, threads={threads}: expected 1 or more of each"
-            )
+        for name, value in (("num_envs", count), ("rows", rows), ("threads", threads)):
+            if value < 1:
+                raise UserError(f"{name}={value}: expected 1 or more")
         if not self.quotas_s or not all(0 < q < inf for q in self.quotas_s):
             raise UserError(f"quotas_s={self.quotas_s}: expected one or more, each over 0 s")
-        self._reward_per_miss = -1.0 / scenario.deadline_rate
+        self._reward_per_miss = -1.0 / self.scenario.deadline_rate
         self.buffers: Buffers = new_buffers(count, rows, self.quotas_s)
         self.buffers.clocks["is_over"] = 1  # until the first reset
         self.sims: list[Sim | None] = [None] * count
@@ -93,8 +95,9 @@ class Pools:
     def idle_action(self) -> int:
         return self.rows * len(self.quotas_s)
 
-    def seed(self, seeds: Sequence[int]) -> None:
-        self.rngs = [np.random.default_rng(seed) for seed in seeds]
+    def seed(self, p: int, seed: int) -> None:
+        """Pool p's episodes follow from `seed` from its next reset on."""
+        self.rngs[p], _ = np_random(seed)
 
     def reset(self, p: int) -> None:
         """Draw a new episode for pool p; one that is over before its first decision is redrawn.
@@ -127,6 +130,14 @@ class Pools:
             sim.pack(self._memory[p])
         self.sims[p] = sim
         self.buffers.addresses[p] = sim.address
+
+    def turn_over(self) -> None:
+        """Go on in the other half of the buffers, with what the present one shows."""
+        buffers, now = self.buffers, int(self.buffers.half[0])
+        for values in (buffers.rows, buffers.instance, buffers.globals, buffers.mask, buffers.used):
+            halves = values.reshape(2, self.count, -1)
+            halves[1 - now] = halves[now]
+        buffers.half[0] = 1 - now
 
     def step(self, actions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Act in all pools that are not over; returns rewards [P], 0 of those. Raises UserError."""
@@ -176,9 +187,9 @@ class Pools:
 
     def observation(self, p: int | slice, *, copy: bool = True) -> Observation:
         """What pool p (or a slice of pools) shows: a copy, or a view that stands until the step
-        after the next, or a reset."""
+        after the next."""
         buffers, first = self.buffers, int(self.buffers.half[0]) * self.count
-        shown = {
+        shown: dict[str, npt.NDArray[Any]] = {
             "rows": buffers.rows,
             "instance": buffers.instance,
             "globals": buffers.globals,

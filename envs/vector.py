@@ -1,4 +1,8 @@
-"""Hundreds of pools in one call: a Gymnasium `VectorEnv` and an SB3 `VecEnv` over one core."""
+"""Hundreds of pools in one call: a Gymnasium `VectorEnv` and an SB3 `VecEnv` over one core.
+
+Pool p of a batch seeded with s plays what `PoolEnv` seeded with s + p plays, as in Gymnasium's and
+SB3's own vector environments (in groups of n: with s + p // n).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,37 +15,42 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs.pools import QUOTAS_S, ROWS, Observation, Pools, observation_space
-from envs.scenario import ScenarioSpec, demo_scenario
-from runtime.errors import UserError
+from envs.pools import QUOTAS_S, ROWS, Observation, Pools, Scenario, observation_space
+from runtime.errors import UserError, nearest
 
-Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+NOTHING: dict[str, Any] = {}  # the info of all pools with nothing to say; not to be written to
 
 
 class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
-    """P pools of `aegaeon/Pool-v0`; `autoreset_mode` is NEXT_STEP (Gymnasium's default) or
-    SAME_STEP (what SB3 and most PPO code expect). Infos carry `dt_s` [P]. With `group` = n each
-    n pools in a row play the same episodes, for baselines that compare them."""
+    """P pools of `aegaeon/Pool-v0`, stepped in compiled code on `threads` threads.
+
+    `autoreset_mode`: NEXT_STEP (Gymnasium's default), SAME_STEP (what SB3 and most PPO code
+    expect), or DISABLED (`reset(options={"reset_mask": mask})`, mask [P], starts those pools anew).
+    Infos carry `dt_s` [P], the pool time of the step, and `now_s` [P]; in SAME_STEP `final_obs` and
+    `final_info` of the episodes that ended. With `copy=False` observations are views that stand
+    until the step after the next. With `group` = n each n pools in a row play the same episodes,
+    for baselines that compare them.
+    """
 
     def __init__(
         self,
         num_envs: int = 16,
-        scenario: ScenarioSpec | None = None,
+        scenario: Scenario = "demo",
         *,
         rows: int = ROWS,
         quotas_s: Sequence[float] = QUOTAS_S,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         group: int = 1,
+        threads: int = 1,
+        copy: bool = True,
     ) -> None:
         if group < 1 or num_envs % group:
             raise UserError(f"group={group}: expected a divisor of num_envs={num_envs}")
-        mode = AutoresetMode(autoreset_mode)
-        if mode is AutoresetMode.DISABLED:
-            raise UserError("autoreset_mode=Disabled: expected NextStep or SameStep")
-        self.pools = Pools(scenario or demo_scenario(), num_envs, rows=rows, quotas_s=quotas_s)
-        self.num_envs, self.mode, self.group = num_envs, mode, group
-        self.metadata = {"autoreset_mode": mode, "render_modes": []}
+        self.mode, self.copy = mode_of(autoreset_mode), copy
+        self.pools = Pools(scenario, num_envs, rows=rows, quotas_s=quotas_s, threads=threads)
+        self.num_envs, self.group = num_envs, group
+        self.metadata = {"autoreset_mode": self.mode, "render_modes": []}
         self.single_observation_space = observation_space(rows, len(self.pools.quotas_s))
         self.single_action_space = spaces.Discrete(self.pools.idle_action + 1)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -49,64 +58,126 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
         self._is_seeded = False
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[Observation, dict[str, Any]]:
-        super().reset(seed=seed)
-        if seed is not None or not self._is_seeded:
-            seeds = self.np_random.integers(1 << 62, size=self.num_envs // self.group)
-            self.pools.seed([int(s) for s in np.repeat(seeds, self.group)])
-            self._is_seeded = True
-        for p in range(self.num_envs):
-            self.pools.reset(p)
-        return self.pools.observation(slice(None)), {"dt_s": np.zeros(self.num_envs)}
+        super().reset(seed=seed if isinstance(seed, int) else None)
+        chosen = self._reset_mask(options)
+        self._seed(seed, chosen)
+        self.pools.turn_over()
+        for p in np.flatnonzero(chosen):
+            self.pools.reset(int(p))
+        infos = {"dt_s": np.zeros(self.num_envs), "now_s": np.where(chosen, self.pools.now_s, 0.0)}
+        return self._observation(), infos | {f"_{name}": chosen.copy() for name in infos}
 
     def step(
         self, actions: npt.NDArray[np.int64]
     ) -> tuple[Observation, npt.NDArray[np.float64], Bools, Bools, dict[str, Any]]:
-        if not self._is_seeded:
-            raise gym.error.ResetNeeded("no episode: call reset() before step()")
-        ended = self.pools.is_over.copy()
+        ended = self._ended()
         reward = self.pools.step(np.ascontiguousarray(actions, np.int64))
-        dt_s = np.where(ended, 0.0, self.pools.dt_s)
-        reward = np.where(ended, 0.0, reward)
-        for p in np.flatnonzero(ended):  # NEXT_STEP: this step was the reset
-            self.pools.reset(int(p))
-        truncated = self.pools.is_over & ~ended
-        infos: dict[str, Any] = {"dt_s": dt_s}
+        if self.mode is AutoresetMode.NEXT_STEP:
+            for p in np.flatnonzero(ended):  # for them this step is the reset
+                self.pools.reset(int(p))
+        truncated = self.pools.is_over
+        infos: dict[str, Any] = {"dt_s": self.pools.dt_s, "now_s": self.pools.now_s}
+        infos |= {f"_{name}": np.ones(self.num_envs, np.bool_) for name in infos}
         if self.mode is AutoresetMode.SAME_STEP and truncated.any():
-            infos["final_obs"] = self._final_observations(truncated)
-            infos["_final_obs"] = truncated
+            infos |= self._finals(truncated, infos)
             for p in np.flatnonzero(truncated):
                 self.pools.reset(int(p))
         terminated = np.zeros(self.num_envs, np.bool_)
-        return self.pools.observation(slice(None)), reward, terminated, truncated, infos
+        return self._observation(), reward, terminated, truncated, infos
 
     def action_masks(self) -> Bools:
         """Allowed actions [P, K*Q+1]."""
-        return self.pools.mask.copy()
+        return self.pools.mask.copy() if self.copy else self.pools.mask
 
-    def _final_observations(self, truncated: Bools) -> npt.NDArray[np.object_]:
+    def _observation(self) -> Observation:
+        return self.pools.observation(slice(None), copy=self.copy)
+
+    def _reset_mask(self, options: dict[str, Any] | None) -> Bools:
+        """The pools to reset. Raises UserError."""
+        if options is None or "reset_mask" not in options:
+            return np.ones(self.num_envs, np.bool_)
+        mask = options["reset_mask"]
+        is_mask = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
+        if not is_mask or mask.shape != (self.num_envs,) or not mask.any():
+            raise UserError(
+                f"options['reset_mask']={mask!r}: expected a boolean array of shape"
+                f" ({self.num_envs},), true somewhere"
+            )
+        return np.array(mask)
+
+    def _seed(self, seed: int | Sequence[int | None] | None, chosen: Bools) -> None:
+        """A seed s stands for s, s + 1, ..., one a group; a list seeds each pool, but for None.
+        Raises UserError."""
+        if seed is None and self._is_seeded:
+            return
+        if seed is None:
+            seed = int(self.np_random.integers(1 << 62))
+        if isinstance(seed, int):
+            seed = [seed + p // self.group for p in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise UserError(f"seed={seed!r}: expected {self.num_envs} of them, or one number")
+        for p in np.flatnonzero(chosen):
+            own = seed[int(p)]
+            if own is not None:
+                self.pools.seed(int(p), int(own))
+        self._is_seeded = True
+
+    def _ended(self) -> Bools:
+        """Pools whose episode is over. Raises ResetNeeded where no step would start a new one."""
+        ended = self.pools.is_over
+        if not self._is_seeded:
+            raise gym.error.ResetNeeded("no episode: call reset() before step()")
+        if self.mode is not AutoresetMode.NEXT_STEP and ended.any():
+            raise gym.error.ResetNeeded(
+                f"the episodes of pools {np.flatnonzero(ended).tolist()} are over: call"
+                " reset(options={'reset_mask': ...}) before step()"
+            )
+        return ended
+
+    def _finals(self, truncated: Bools, infos: dict[str, Any]) -> dict[str, Any]:
+        """What the ended episodes showed and said last."""
         final = np.full(self.num_envs, None, dtype=object)
         for p in np.flatnonzero(truncated):
             final[p] = self.pools.observation(int(p))
-        return final
+        said = {name: np.where(truncated, infos[name], 0.0) for name in ("dt_s", "now_s")}
+        said |= {f"_{name}": truncated.copy() for name in said}
+        marks = {"_final_obs": truncated.copy(), "_final_info": truncated.copy()}
+        return {"final_obs": final, "final_info": said} | marks
+
+
+def mode_of(value: AutoresetMode | str) -> AutoresetMode:
+    """By Gymnasium's name or value (SAME_STEP or SameStep). Raises UserError."""
+    if isinstance(value, AutoresetMode):
+        return value
+    for mode in AutoresetMode:
+        if value in (mode.name, mode.value):
+            return mode
+    raise UserError(f"autoreset_mode={value!r}: {nearest(value, [m.value for m in AutoresetMode])}")
 
 
 class PoolVecEnv(VecEnv):
     """The same pools for Stable-Baselines3: SAME_STEP resets, `action_masks`, `last_dt_s` [P].
 
     `last_dt_s` is the pool time of the last step, for event-time discounting; an info of an ended
-    episode carries `terminal_observation` and `TimeLimit.truncated`, as SB3 expects.
+    episode carries `terminal_observation` and `TimeLimit.truncated`, as SB3 expects, all others
+    are one shared empty one.
     """
 
     def __init__(
         self,
-        scenario: ScenarioSpec,
+        scenario: Scenario,
         num_envs: int,
         *,
         rows: int = ROWS,
         quotas_s: Sequence[float] = QUOTAS_S,
         group: int = 1,
+        threads: int = 1,
+        copy: bool = True,
     ) -> None:
         self.vector = PoolVectorEnv(
             num_envs,
@@ -115,6 +186,8 @@ class PoolVecEnv(VecEnv):
             quotas_s=quotas_s,
             autoreset_mode=AutoresetMode.SAME_STEP,
             group=group,
+            threads=threads,
+            copy=copy,
         )
         self.last_dt_s = np.zeros(num_envs)
         self.returns = np.zeros(num_envs)
@@ -128,13 +201,17 @@ class PoolVecEnv(VecEnv):
     def reset(self) -> Any:
         observation, _ = self.vector.reset(seed=self._seed)
         self._seed = None
+        self.reset_infos = [NOTHING] * self.num_envs
         self.returns[:] = 0.0
         self.lengths[:] = 0
         return observation
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Of the next reset."""
         self._seed = seed
-        return [seed] * self.num_envs
+        return [
+            None if seed is None else seed + p // self.vector.group for p in range(self.num_envs)
+        ]
 
     def step_async(self, actions: npt.NDArray[np.int64]) -> None:
         self._actions = actions
@@ -144,15 +221,15 @@ class PoolVecEnv(VecEnv):
         self.last_dt_s = infos["dt_s"]
         self.returns += reward
         self.lengths += 1
-        listed: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        listed = [NOTHING] * self.num_envs
         for p in np.flatnonzero(truncated):
-            episode = {"r": float(self.returns[p]), "l": int(self.lengths[p]), "t": 0.0}
-            final = infos["final_obs"][p]
-            listed[p] = {"terminal_observation": final, "TimeLimit.truncated": True}
-            listed[p]["episode"] = episode
-            self.returns[p] = 0.0
-            self.lengths[p] = 0
+            listed[p] = self._last_info(int(p), infos["final_obs"][p])
         return observation, reward.astype(np.float32), truncated, listed
+
+    def _last_info(self, p: int, final: Observation) -> dict[str, Any]:
+        episode = {"r": float(self.returns[p]), "l": int(self.lengths[p]), "t": 0.0}
+        self.returns[p], self.lengths[p] = 0.0, 0
+        return {"terminal_observation": final, "TimeLimit.truncated": True, "episode": episode}
 
     def action_masks(self) -> Bools:
         return self.vector.action_masks()

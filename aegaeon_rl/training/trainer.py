@@ -7,6 +7,7 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
+import numpy as np
 import torch
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -161,8 +162,8 @@ class Trainer:
 
 
 def segment_seed(seed: int, segment: int) -> int:
-    """Within what NumPy's legacy generator takes."""
-    return (seed * 1_000_003 + segment) % (1 << 32)
+    """Within what NumPy's legacy generator takes, and far from others': pool p gets it plus p."""
+    return int(np.random.SeedSequence((seed, segment)).generate_state(1)[0])
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -16,11 +16,12 @@ def played(scenario: ScenarioSpec, seeds: list[int], least: int) -> list[dict[st
     """Tables of each pool after some steps, each the allowed action at a place that the step
     gives; pools that end begin anew."""
     pools = Pools(scenario, len(seeds), rows=8)
-    pools.seed(seeds)
+    for p, seed in enumerate(seeds):
+        pools.seed(p, seed)
     for p in range(len(seeds)):
         pools.reset(p)
     for step in range(STEPS):
-        allowed = [np.flatnonzero(mask) for mask in pools.buffers.mask]
+        allowed = [np.flatnonzero(mask) for mask in pools.mask]
         pools.step(np.array([able[(least + step) % len(able)] for able in allowed], np.int64))
         for p in np.flatnonzero(pools.is_over):
             pools.reset(int(p))

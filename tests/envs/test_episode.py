@@ -108,7 +108,7 @@ def test_pools_grow_their_request_tables_in_an_episode(scenario: ScenarioSpec) -
     pools = Pools(rush, 1, rows=8)
     pools.reset(0)
     while not pools.is_over[0]:
-        pools.step(np.array([pools.buffers.mask[0].argmax()]))
+        pools.step(np.array([pools.mask[0].argmax()]))
     sim = pools.sims[0]
     assert sim is not None
     assert len(sim.state.requests) > 512

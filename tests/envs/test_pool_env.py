@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import stable_baselines3.common.env_checker as sb3_checker
 from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.env_match import check_environments_match
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,6 +74,11 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def test_env_passes_gymnasiums_checker(scenario: ScenarioSpec) -> None:
     check_env(gym.make("aegaeon/Pool-v0", scenario=scenario).unwrapped)
+
+
+def test_env_matches_itself_by_gymnasiums_checker(scenario: ScenarioSpec) -> None:
+    a, b = (gym.make("aegaeon/Pool-v0", scenario=scenario, render_mode="ansi") for _ in range(2))
+    check_environments_match(a, b, 200)
 
 
 def test_env_passes_sb3s_checker(scenario: ScenarioSpec) -> None:

@@ -1,5 +1,7 @@
 """The vector faces: resets, infos, and the same numbers as the single environment."""
 
+import json
+import pickle
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -7,16 +9,20 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_match import check_environments_match
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from envs.pool_env import PoolEnv
 from envs.scenario import ScenarioSpec
-from envs.vector import PoolVecEnv, PoolVectorEnv
+from envs.vector import NOTHING, PoolVecEnv, PoolVectorEnv
 from runtime.errors import UserError
 
-MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]
+MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP]  # that step() alone resets in
+JSON = {"traces": ["market_demo"], "pools": ["h100x4"], "warm_s": 5.0, "load_scale": [0.5, 1.0]}
 MakeVector = Callable[..., PoolVectorEnv]
 MakeVec = Callable[..., PoolVecEnv]
 
@@ -32,6 +38,10 @@ def drawn(rng: np.random.Generator, masks: np.ndarray) -> np.ndarray:
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def pickle_copy(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
 
 
 def test_make_vec_gives_the_vector_environment(scenario: ScenarioSpec) -> None:
@@ -53,62 +63,181 @@ def test_make_vec_gives_the_vector_environment(scenario: ScenarioSpec) -> None:
         assert not terminated.any()
 
 
+def test_specs_with_json_arguments_make_the_same_again(scenario: ScenarioSpec) -> None:
+    """As JSON, by id with the module, single and vector."""
+    plain = {"scenario": JSON, "rows": 4, "quotas_s": [0.1, 0.3]}
+    env = gym.make("envs:aegaeon/Pool-v0", **plain)
+    assert env.spec is not None
+    text = env.spec.to_json()
+    assert json.loads(text)["kwargs"] == plain
+    again = gym.make(EnvSpec.from_json(text))
+    check_environments_match(env, again, 50)
+    options: dict[str, Any] = {"vectorization_mode": "vector_entry_point"}
+    vector = gym.make_vec(
+        "envs:aegaeon/Pool-v0", num_envs=2, **options, autoreset_mode="SameStep", **plain
+    )
+    assert vector.spec is not None
+    another = gym.make_vec(EnvSpec.from_json(vector.spec.to_json()))
+    assert another.num_envs == 2
+    assert another.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert same(vector.reset(seed=1)[0], another.reset(seed=1)[0])
+    single, _ = env.reset(seed=2)
+    assert same(single, {name: values[1] for name, values in vector.reset(seed=1)[0].items()})
+
+
 def test_make_vec_takes_the_single_environment_too(scenario: ScenarioSpec) -> None:
     vector = gym.make_vec("aegaeon/Pool-v0", 2, vectorization_mode="sync", scenario=scenario)
     observation, _ = vector.reset(seed=1)
     assert observation in vector.observation_space
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_vector_of_one_is_gymnasiums_vector_of_the_single_environment(
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_vector_of_one_matches_gymnasiums_by_its_own_checker(
     scenario: ScenarioSpec, make_vector: MakeVector, mode: AutoresetMode
 ) -> None:
-    ours = make_vector(1, autoreset_mode=mode)
     theirs = SyncVectorEnv([lambda: PoolEnv(scenario, rows=8)], autoreset_mode=mode)
+    ours = make_vector(1, autoreset_mode=mode)
+    check_environments_match(ours, theirs, 300, info_comparison="superset")
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_vector_is_gymnasiums_vector_of_single_environments(
+    scenario: ScenarioSpec, make_vector: MakeVector, mode: AutoresetMode
+) -> None:
+    ours = make_vector(3, autoreset_mode=mode)
+    theirs = SyncVectorEnv([lambda: PoolEnv(scenario, rows=8)] * 3, autoreset_mode=mode)
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
+    assert ours.metadata["autoreset_mode"] is theirs.metadata["autoreset_mode"]
     rng = np.random.default_rng(4)
-    mine, theirs_first = ours.reset(seed=7)[0], theirs.reset(seed=7)[0]
-    assert same(mine, theirs_first)
+    mine, others = ours.reset(seed=7), theirs.reset(seed=7)
+    assert same(mine[0], others[0])
+    assert all(np.array_equal(mine[1][name], others[1][name]) for name in mine[1])
     episodes = 0
-    while episodes < 3:
-        actions = drawn(rng, mine["action_mask"])
+    while episodes < 5:
+        actions = drawn(rng, ours.action_masks())
         a, b = ours.step(actions), theirs.step(actions)
-        mine = a[0]
-        assert same(mine, b[0])
+        assert same(a[0], b[0])
         assert [x.tolist() for x in a[1:4]] == [x.tolist() for x in b[1:4]]
-        assert a[4].get("_final_obs", False) == b[4].get("_final_obs", False)
-        if "final_obs" in b[4]:
-            assert same(a[4]["final_obs"][0], b[4]["final_obs"][0])
-        episodes += int(a[3][0])
+        told = b[4]
+        if "final_obs" in b[4]:  # ours keeps telling of the step, theirs of the reset
+            ended, told = b[4]["_final_obs"], b[4]["final_info"]
+            assert a[4]["_final_obs"].tolist() == a[4]["_final_info"].tolist() == ended.tolist()
+            for p in np.flatnonzero(ended):
+                assert same(a[4]["final_obs"][p], b[4]["final_obs"][p])
+            for name in ("dt_s", "now_s", "_dt_s", "_now_s"):
+                assert a[4]["final_info"][name].tolist() == told[name].tolist()
+                assert np.array_equal(a[4][name][ended], told[name][ended])
+        else:
+            assert all(np.array_equal(a[4][name], told[name]) for name in a[4])
+        episodes += int(a[3].sum())
+        if mode is AutoresetMode.DISABLED and a[3].any():
+            again = ours.reset(options={"reset_mask": a[3]})
+            expected = theirs.reset(options={"reset_mask": a[3]})
+            assert same(again[0], expected[0])
+            assert all(np.array_equal(again[1][name], expected[1][name]) for name in again[1])
 
 
 def test_three_faces_with_a_seed_give_the_same_rewards(
     scenario: ScenarioSpec, make_vector: MakeVector, make_vec: MakeVec
 ) -> None:
-    env = PoolEnv(scenario, rows=8)
+    """Pool p of a batch seeded with s is the single environment seeded with s + p."""
+    envs = [PoolEnv(scenario, rows=8) for _ in range(3)]
     vector, vec = make_vector(3, autoreset_mode="SameStep"), make_vec(3)
-    single, _ = env.reset(seed=11)
+    singles = [env.reset(seed=11 + p)[0] for p, env in enumerate(envs)]
     batch, _ = vector.reset(seed=11)
-    vec.seed(11)
+    assert vec.seed(11) == [11, 12, 13]
     sb3 = vec.reset()
     rng, episodes = np.random.default_rng(0), 0
-    while episodes < 2:
+    while episodes < 5:
         assert same(batch, sb3)
-        assert same(single, {name: values[0] for name, values in batch.items()})
+        for p, single in enumerate(singles):
+            assert same(single, {name: values[p] for name, values in batch.items()})
         actions = drawn(rng, vector.action_masks())
-        single, reward, _, truncated, info = env.step(actions[0])
+        steps = [env.step(action) for env, action in zip(envs, actions, strict=True)]
         batch, rewards, _, truncations, infos = vector.step(actions)
         sb3, sb3_rewards, dones, _ = vec.step(actions)
-        assert rewards[0] == reward
+        assert rewards.tolist() == [step[1] for step in steps]
         assert sb3_rewards.tolist() == rewards.astype(np.float32).tolist()
-        assert infos["dt_s"][0] == info["dt_s"]
+        assert infos["dt_s"].tolist() == [step[4]["dt_s"] for step in steps]
         assert vec.last_dt_s.tolist() == infos["dt_s"].tolist()
-        assert truncations[0] == truncated
+        assert truncations.tolist() == [step[3] for step in steps]
         assert dones.tolist() == truncations.tolist()
-        if truncated:
-            episodes += 1
-            single, _ = env.reset()
+        episodes += int(dones.sum())
+        over = zip(envs, steps, strict=True)
+        singles = [env.reset()[0] if step[3] else step[0] for env, step in over]
+
+
+def test_dummy_vec_env_of_single_environments_is_the_same(
+    scenario: ScenarioSpec, make_vec: MakeVec
+) -> None:
+    ours, theirs = make_vec(2), DummyVecEnv([lambda: PoolEnv(scenario, rows=8)] * 2)
+    assert ours.seed(3) == theirs.seed(3)
+    assert same(ours.reset(), theirs.reset())
+    rng = np.random.default_rng(3)
+    for _ in range(150):
+        actions = drawn(rng, ours.action_masks())
+        a, b = ours.step(actions), theirs.step(actions)
+        assert same(a[0], b[0])
+        assert a[1].tolist() == b[1].tolist()
+        assert a[2].tolist() == b[2].tolist()
+        for p in np.flatnonzero(a[2]):
+            assert same(a[3][p]["terminal_observation"], b[3][p]["terminal_observation"])
+            assert a[3][p]["TimeLimit.truncated"] == b[3][p]["TimeLimit.truncated"]
+
+
+@pytest.mark.parametrize("copied", [pickle_copy, deepcopy])
+@pytest.mark.parametrize("steps", [None, 40])
+def test_copies_and_pickles_go_on_as_the_original(
+    scenario: ScenarioSpec, copied: Callable[[Any], Any], steps: int | None
+) -> None:
+    """Before any reset, and in the middle of episodes."""
+    rng = np.random.default_rng(1)
+    original = PoolVectorEnv(2, scenario, rows=8, autoreset_mode="SameStep", threads=2)
+    if steps is not None:
+        original.reset(seed=1)
+        for _ in range(steps):
+            original.step(drawn(rng, original.action_masks()))
+    else:
+        original.pools.seed(0, 5), original.pools.seed(1, 6)
+    copy = copied(original)
+    if steps is None:
+        assert same(original.reset(seed=1)[0], copy.reset(seed=1)[0])
+    ends = 0
+    while ends < 3:
+        assert np.array_equal(original.action_masks(), copy.action_masks())
+        actions = drawn(rng, original.action_masks())
+        a, b = original.step(actions), copy.step(actions)
+        assert same(a[0], b[0])
+        assert [x.tolist() for x in a[1:4]] == [x.tolist() for x in b[1:4]]
+        ends += int(a[3].sum())
+
+
+def test_other_faces_are_copied_too(scenario: ScenarioSpec, make_vec: MakeVec) -> None:
+    env = PoolEnv(scenario, rows=8)
+    env.reset(seed=1)
+    copy = pickle_copy(env)
+    for _ in range(20):
+        action = np.int64(env.action_masks().argmax())
+        assert same(env.step(action)[0], copy.step(action)[0])
+    vec = make_vec(2)
+    vec.seed(1)
+    vec.reset()
+    copied = pickle_copy(vec)
+    for _ in range(20):
+        actions = vec.action_masks().argmax(axis=1)
+        assert same(vec.step(actions)[0], copied.step(actions)[0])
+
+
+def test_threads_change_nothing(make_vector: MakeVector) -> None:
+    one, three = make_vector(5), make_vector(5, threads=3)
+    assert same(one.reset(seed=5)[0], three.reset(seed=5)[0])
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        actions = drawn(rng, one.action_masks())
+        a, b = one.step(actions), three.step(actions)
+        assert same(a[0], b[0])
+        assert [x.tolist() for x in a[1:4]] == [x.tolist() for x in b[1:4]]
 
 
 def test_pools_of_one_vector_play_different_episodes(make_vector: MakeVector) -> None:
@@ -187,14 +316,74 @@ def test_returned_batches_never_change_later(make_vector: MakeVector, mode: Auto
             assert np.array_equal(values[4]["dt_s"], copied[4]["dt_s"])
 
 
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_views_stand_until_the_step_after_the_next(
+    make_vector: MakeVector, mode: AutoresetMode
+) -> None:
+    """With copy=False: what was shown last is still there while the next is made."""
+    views, copies = (make_vector(3, autoreset_mode=mode, copy=copy) for copy in (False, True))
+    shown, expected = views.reset(seed=2)[0], copies.reset(seed=2)[0]
+    rng, old = np.random.default_rng(2), shown
+    for step in range(200):
+        mask = views.action_masks()
+        assert np.shares_memory(mask, shown["action_mask"])
+        actions = drawn(rng, mask)
+        after, ended = views.step(actions)[0], views.pools.is_over
+        assert same(shown, expected)
+        expected = copies.step(actions)[0]
+        assert same(after, expected)
+        is_reset = (mode is AutoresetMode.DISABLED and ended.any()) or step == 100
+        options = {"reset_mask": ended} if ended.any() else None
+        if is_reset:
+            before, copied = after, expected
+            after = views.reset(options=options)[0]
+            assert same(before, copied)
+            expected = copies.reset(options=options)[0]
+            assert same(after, expected)
+        old, shown = shown, after
+    assert np.shares_memory(old["rows"], views.pools.buffers.rows)
+
+
+def test_reset_mask_starts_the_chosen_pools_anew(make_vector: MakeVector) -> None:
+    vector = make_vector(3, autoreset_mode="DISABLED")
+    before, _ = vector.reset(seed=1)
+    mask = np.array([False, True, False])
+    after, infos = vector.reset(seed=[5, 6, None], options={"reset_mask": mask})
+    assert infos["_dt_s"].tolist() == mask.tolist()
+    alone, _ = make_vector(1).reset(seed=6)
+    for name, values in after.items():
+        assert np.array_equal(values[~mask], before[name][~mask])
+        assert np.array_equal(values[1], alone[name][0])
+        assert not np.array_equal(values, before[name]) or name == "action_mask"
+
+
+def test_ended_pools_must_be_reset_where_no_step_does(make_vector: MakeVector) -> None:
+    vector, rng = make_vector(2, autoreset_mode="Disabled"), np.random.default_rng(0)
+    vector.reset(seed=0)
+    truncated = np.zeros(2, bool)
+    while not truncated.any():
+        truncated = vector.step(drawn(rng, vector.action_masks()))[3]
+    with pytest.raises(gym.error.ResetNeeded, match=r"pools \[\d.* are over: call"):
+        vector.step(np.zeros(2, np.int64))
+    vector.reset(options={"reset_mask": truncated})
+    vector.step(drawn(rng, vector.action_masks()))
+
+
 def test_vector_refuses_what_it_cannot_do(make_vector: MakeVector) -> None:
-    with pytest.raises(UserError, match="autoreset_mode=Disabled: expected NextStep or SameStep"):
-        make_vector(2, autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(UserError, match=r"autoreset_mode='Disable': .*Disabled"):
+        make_vector(2, autoreset_mode="Disable")
     with pytest.raises(UserError, match="num_envs=0"):
         make_vector(0)
+    with pytest.raises(UserError, match="threads=0"):
+        make_vector(1, threads=0)
     vector = make_vector(2)
     with pytest.raises(gym.error.ResetNeeded, match=r"call reset\(\)"):
         vector.step(np.zeros(2, np.int64))
+    with pytest.raises(UserError, match=r"seed=\[1\]: expected 2 of them, or one number"):
+        vector.reset(seed=[1])
+    for mask in ([True, True], np.ones(3, bool), np.ones(2, int), np.zeros(2, bool)):
+        with pytest.raises(UserError, match=r"options\['reset_mask'\]=.*boolean array of shape"):
+            vector.reset(options={"reset_mask": mask})
     vector.reset(seed=0)
     for actions in ([0], [0, 0, 0], [0, 17], [-1, 0]):
         with pytest.raises(UserError, match="expected 2 from 0 to 16"):
@@ -213,7 +402,7 @@ def test_vec_env_closes_an_episode_as_sb3_expects(make_vec: MakeVec) -> None:
         returns += reward
         lengths += 1
         for p in range(3):
-            assert bool(infos[p]) == bool(done[p])
+            assert (infos[p] is NOTHING) == (not done[p])
             if done[p]:
                 ends += 1
                 assert infos[p]["TimeLimit.truncated"] is True
@@ -222,6 +411,7 @@ def test_vec_env_closes_an_episode_as_sb3_expects(make_vec: MakeVec) -> None:
                 assert infos[p]["episode"]["l"] == lengths[p]
                 returns[p], lengths[p] = 0.0, 0
         assert {name: values[0] for name, values in observation.items()} in vec.observation_space
+    assert NOTHING == {}
     vec.close()
 
 

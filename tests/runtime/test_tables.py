@@ -1,12 +1,14 @@
 """Table sets reached through one pointer: layout errors, replacement, nesting, batches."""
 
+import pickle
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from numba import njit
 
-from runtime.tables import Field, Tables, at
+from runtime.tables import LINE_BYTES, Field, Tables, at
 
 ROW = np.dtype([("a", "i8"), ("b", "f8")], align=True)
 
@@ -131,3 +133,26 @@ def test_a_batch_is_an_array_of_addresses() -> None:
 def test_each_table_class_is_a_type_of_its_own() -> None:
     with pytest.raises(Exception, match="rows"):
         total(outer(small()))
+
+
+def test_packed_tables_lie_side_by_side_and_mean_the_same() -> None:
+    tables = outer(small(3))
+    size = tables.packed_bytes
+    memory = np.zeros(size + LINE_BYTES, np.uint8)
+    rest = tables.pack(memory)
+    assert len(rest) == LINE_BYTES
+    for array in (tables.header, tables.scale, tables.small.rows, tables.small.header):
+        assert np.shares_memory(array, memory[:size])
+    assert tables.scale.tolist() == [10.0]
+    assert total(tables.small) == total(small(3))
+    assert corner(tables.small) == corner(small(3))
+    with pytest.raises(ValueError, match=f"{size - 1} bytes: expected {size}"):
+        outer(small(3)).pack(np.zeros(size - 1, np.uint8))
+
+
+def test_copies_of_tables_hold_tables_of_their_own() -> None:
+    tables = outer(small())
+    for copied in (deepcopy(tables), pickle.loads(pickle.dumps(tables))):
+        copied.small.rows["a"] += 5
+        assert total(copied.small) == total(tables.small) + 10
+        assert (scaled(copied), scaled(tables)) == (60.0, 10.0)

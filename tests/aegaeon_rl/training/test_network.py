@@ -64,7 +64,7 @@ def open_scores(network: RowNetwork, pools: Pools) -> np.ndarray:
     """Scores [K*Q+1] of the first pool's actions, in units of the index; masked ones at -inf."""
     with torch.no_grad():
         logits = network.forward_actor(shown_by(pools))[0].numpy()
-    return np.where(pools.buffers.mask[0], logits / network.scale, -np.inf)
+    return np.where(pools.mask[0], logits / network.scale, -np.inf)
 
 
 def compiled_action(policy: Learned, pools: Pools) -> tuple[int, int]:
@@ -91,7 +91,7 @@ def test_greedy_action_is_the_compiled_decision(
     for seed in range(6):
         weights = stirred(seed)
         network, policy = network_of(weights), Learned(name="x", weights=weights)
-        pools.seed([seed])
+        pools.seed(0, seed)
         pools.reset(0)
         for _ in range(400):
             scores = open_scores(network, pools)

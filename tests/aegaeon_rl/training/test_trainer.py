@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,13 @@ def test_first_segment_moves_the_critic_alone(
 def test_segments_play_episodes_of_their_own(
     make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer, seeds = make_trainer(tmp_path), list[int | None]()
+    trainer, seeds = make_trainer(tmp_path), list[int]()
     seed = trainer.pools.seed
     monkeypatch.setattr(trainer.pools, "seed", lambda value: (seeds.append(value), seed(value))[1])
     for _ in range(3):
         trainer.advance(nothing)
-    assert len(set(seeds)) == len(seeds) == 3
+    assert len(seeds) == 3
+    assert min(abs(a - b) for a, b in combinations(seeds, 2)) > trainer.spec.pools
 
 
 def test_all_learn_at_once_where_so_asked(
