@@ -55,10 +55,12 @@ def restored(sim: Sim, g: int, at_ns: int) -> int:
 def missed_by(sim: Sim, at_ns: int) -> int:
     """Token deadlines missed up to `at_ns`, when no event is due between now and then. A request
     that ended without all its tokens has them counted at its end."""
-    total = sim.control[0].missed_tokens
-    for r in range(sim.state.requests.shape[0]):
+    total, live, r = sim.control[0].missed_tokens, sim.state.pool[0].in_flight, -1
+    while live > 0:
+        r += 1
         req = sim.state.requests[r]
         if req.phase != RequestPhase.FREE:
+            live -= 1
             total += req.emitted_tokens - req.on_time_tokens
             total += max(0, due_by(sim, r, at_ns) - req.emitted_tokens)
     for g in range(sim.state.instances.shape[0]):

@@ -79,7 +79,8 @@ class Watch:
     def __init__(self, pools: Pools, stream: Stream, seed: int, every: int) -> None:
         self.pools, self.stream, self.every = pools, stream, every
         self.rng = np.random.default_rng(seed)
-        pools.seed([seed + p for p in range(pools.count)])
+        for p in range(pools.count):
+            pools.seed(p, seed + p)
         for p in range(pools.count):
             pools.reset(p)
         self.standing = np.zeros(pools.count, np.int64)  # decisions since time moved
@@ -90,7 +91,7 @@ class Watch:
             self.step()
 
     def step(self) -> None:
-        pools, mask = self.pools, self.pools.buffers.mask
+        pools, mask = self.pools, self.pools.mask
         assert mask.any(axis=1).all()
         actions = [self.stream(mask[p], self.rng, self.steps) for p in range(pools.count)]
         reward = pools.step(np.array(actions, np.int64))

@@ -99,11 +99,11 @@ class Played:
 
     def play(self, seed: int) -> Pools:
         pools, rng = Pools(self.scenario, 1, rows=ROWS), np.random.default_rng(seed)
-        pools.seed([seed])
+        pools.seed(0, seed)
         pools.reset(0)
         self.start_ns, self.paid = int(pools.buffers.clocks["now_ns"][0]), 0.0
         while not pools.is_over[0]:
-            action = rng.choice(np.flatnonzero(pools.buffers.mask[0]))
+            action = rng.choice(np.flatnonzero(pools.mask[0]))
             self.paid += float(pools.step(np.array([action]))[0])
         self.end_ns = int(pools.buffers.clocks["now_ns"][0])
         return pools
