@@ -1,0 +1,102 @@
+"""The shell computes what transformers' model computes, with weights and KV elsewhere."""
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, tiny_model
+
+from runtime.engine.attention import AttentionBatch
+from runtime.engine.model import Shell, shape_key
+from runtime.errors import UserError
+
+BLOCK = 4
+PROMPT = 21  # longer than the sliding windows of the tiny models
+
+
+class Rig:
+    """One request's KV in scattered blocks of plain memory."""
+
+    def __init__(self, model, blocks: int = 24) -> None:
+        self.shell = Shell(model.config.to_dict(), torch.float32, "cpu")
+        self.shell.bind("a", dict(model.named_parameters()))
+        layers, heads, size = self.shell.geometry
+        self.kv = torch.full((blocks, layers, 2, BLOCK, heads, size), float("nan"))
+        self.table = torch.randperm(blocks, generator=torch.Generator().manual_seed(1)).tolist()
+
+    def logits(self, tokens: torch.Tensor, start: int, rows=None) -> torch.Tensor:
+        end = start + len(tokens)
+        batch = AttentionBatch.of([self.table], [len(tokens)], [end], block=BLOCK)
+        layers = [self.kv[:, layer] for layer in range(self.kv.shape[1])]
+        return self.shell.forward(tokens, torch.arange(start, end), layers, batch, rows)
+
+
+def prompt() -> torch.Tensor:
+    return torch.randint(3, 199, (PROMPT,), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_shell_gives_the_logits_of_transformers_whole_chunked_and_stepwise(kind):
+    model, tokens = tiny_model(kind), prompt()
+    with torch.no_grad():
+        wanted = model(tokens[None]).logits[0]
+    whole = Rig(model).logits(tokens, 0)
+    torch.testing.assert_close(whole, wanted, rtol=1e-4, atol=1e-4)
+    rig = Rig(model)
+    parts = [rig.logits(tokens[a:b], a) for a, b in ((0, 9), (9, 17), (17, 18), (18, 21))]
+    torch.testing.assert_close(torch.cat(parts), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_shell_returns_only_the_rows_asked_for():
+    rig, tokens = Rig(tiny_model("llama")), prompt()
+    some = rig.logits(tokens, 0, torch.tensor([20]))
+    assert some.shape == (1, 199)
+    torch.testing.assert_close(some[0], rig.logits(tokens, 0)[20])
+
+
+def test_shell_builds_no_weights_and_keeps_buffers_where_it_computes():
+    shell = Shell(tiny_model("gemma3_text").config.to_dict(), torch.float32, "cpu")
+    assert all(p.is_meta for p in shell._model.parameters())
+    assert not any(b.is_meta for b in shell._model.buffers())
+
+
+def test_shell_names_tied_weights_once():
+    model = tiny_model("llama")
+    shell = Shell(model.config.to_dict(), torch.float32, "cpu")
+    assert len(shell.parameter_names) == len(list(model.parameters()))
+    assert "lm_head.weight" not in shell.parameter_names
+
+
+def test_shell_bound_to_other_weights_computes_with_them():
+    first, second, tokens = tiny_model("qwen2"), tiny_model("qwen2", seed=5), prompt()
+    rig = Rig(first)
+    before = rig.logits(tokens, 0)
+    rig.shell.bind("b", dict(second.named_parameters()))
+    assert not torch.allclose(rig.logits(tokens, 0), before)
+    rig.shell.bind("a")
+    assert torch.equal(rig.logits(tokens, 0), before)
+
+
+def test_shell_refuses_weights_that_do_not_fit():
+    shell = Shell(tiny_model("qwen2").config.to_dict(), torch.float32, "cpu")
+    weights = dict(tiny_model("qwen2").named_parameters())
+    short = {name: view for name, view in weights.items() if name != "model.norm.weight"}
+    with pytest.raises(UserError, match=r"lack 'model.norm.weight'"):
+        shell.bind("x", short)
+    with pytest.raises(UserError, match=r"shape \(3,\): expected \(32,\)"):
+        shell.bind("x", {**weights, "model.norm.weight": torch.ones(3)})
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_type": "lama"}, {}, {"model_type": "llama", "auto_map": {"AutoModel": "x"}}]
+)
+def test_shell_refuses_configs_of_unknown_or_remote_code(config):
+    with pytest.raises(UserError, match=r"config\.model_type"):
+        Shell(config, torch.float32, "cpu")
+
+
+def test_shape_key_ignores_names_and_sees_shapes():
+    config = tiny_model("llama").config.to_dict()
+    renamed = {**config, "_name_or_path": "elsewhere"}
+    assert shape_key(config, torch.float32) == shape_key(renamed, torch.float32)
+    assert shape_key(config, torch.float32) != shape_key(config, torch.bfloat16)
+    wider = {**config, "hidden_size": 64}
+    assert shape_key(config, torch.float32) != shape_key(wider, torch.float32)
