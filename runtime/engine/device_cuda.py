@@ -23,7 +23,7 @@ class CudaEvent:
         self._device = device
 
     def done(self) -> bool:
-        return bool(self.raw.query())
+        return bool(self.raw.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         self.raw.synchronize()
@@ -39,7 +39,7 @@ class CudaStream:
 
     def __init__(self, name: str, device: CudaDevice) -> None:
         self.name = name
-        self.raw = torch.cuda.Stream(device.torch)
+        self.raw = torch.cuda.Stream(device.torch)  # type: ignore[no-untyped-call]
         self._device = device
 
     def copy(self, dst: torch.Tensor, src: torch.Tensor) -> None:

@@ -10,13 +10,6 @@ from runtime.engine.device import open_device
 from runtime.errors import UserError
 
 
-@pytest.fixture
-def device():
-    opened = open_device("cpu")
-    yield opened
-    opened.close()
-
-
 def gate(stream):
     """Hold a stream until the returned event is set."""
     held = threading.Event()
