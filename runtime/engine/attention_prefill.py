@@ -72,9 +72,10 @@ def _sdpa(
     new, context = query.shape[0], keys.shape[0]
     whole = new == context and (window is None or window >= context)
     mask = None if whole or (new == 1 and window is None) else _mask(batch, new, context, window)
-    heads_first = (tensor.transpose(0, 1)[None] for tensor in (query, keys, values))
     out = F.scaled_dot_product_attention(
-        *heads_first,
+        query.transpose(0, 1)[None],
+        keys.transpose(0, 1)[None],
+        values.transpose(0, 1)[None],
         attn_mask=mask,
         is_causal=whole and new > 1,
         scale=scale,
