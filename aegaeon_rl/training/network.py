@@ -146,7 +146,8 @@ class RowPolicy(MaskableMultiInputActorCriticPolicy):
         self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def extract_features(self, obs: Any, features_extractor: Any = None) -> Any:
-        return obs if isinstance(obs, Packed) else super().extract_features(obs, features_extractor)
+        """The numbers are scaled already: nothing to preprocess."""
+        return obs if isinstance(obs, Packed) else self.features_extractor(obs)
 
     def forward(
         self, obs: Any, deterministic: bool = False, action_masks: Any = None

@@ -178,4 +178,4 @@ def return_at(
     width = np.where(is_between & ~is_exact, known[after] - known[before], 1.0)
     share = np.where(is_exact, 0.0, (asked - known[before]) / width)
     value = returns[before, j] + share * (returns[after, j] - returns[before, j])
-    return np.where(is_exact | (is_between & (episode[before, j] == of)), value, np.nan)
+    return np.where(is_exact | is_between, value, np.nan)
