@@ -13,6 +13,7 @@ COUNTS = {  # least and most
     "pools": (1, 16_384),
     "steps": (2, 65_536),
     "group": (1, 16_384),
+    "threads": (1, 1024),
     "epochs": (1, 1000),
     "batch": (1, LARGEST_ROLLOUT),
     "hidden": (1, 4096),
@@ -30,6 +31,7 @@ class TrainSpec:
     checkpoints: int = 8
     pools: int = 32
     group: int = 1  # pools that play the same episodes, each against the others' mean; 1: critic
+    threads: int = 1  # that step the pools; what is learned does not depend on it
     steps: int = 256  # decisions a pool makes between two updates
     epochs: int = 2
     batch: int = 1024  # at most: a rollout is cut into equal batches

@@ -30,16 +30,23 @@ class TrainSpeed(NamedTuple):
 
 
 def measure_training(
-    scenario: ScenarioSpec, *, pools: int, decisions: int, seed: int, folder: Path
+    scenario: ScenarioSpec,
+    *,
+    pools: int,
+    decisions: int,
+    seed: int,
+    folder: Path,
+    threads: int = 2,
 ) -> TrainSpeed:
     """About `decisions` (whole rollouts) of training from the index at 2 epochs, the pools' first
-    resets included. A small run before it compiles the kernels. `folder` takes what runs leave."""
+    resets included; `threads` step the pools, one learns. A small run before it compiles the kernels. `folder` takes what runs leave."""
     small = TrainSpec(decisions=1, checkpoints=1, pools=2, steps=2, epochs=1, warm_critic=False)
     Trainer(scenario, small, seed, folder / "warm").advance(lambda _: None)
     spec = TrainSpec(
         decisions=decisions,
         checkpoints=1,
         pools=pools,
+        threads=threads,
         steps=STEPS,
         batch=BATCH,
         epochs=EPOCHS,

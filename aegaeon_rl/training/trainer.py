@@ -75,7 +75,15 @@ class Trainer:
         weights = starting_weights(spec, seed)
         quotas = tuple(round(float(q), 6) for q in weights.quotas_s)
         self.pools = EventClock(
-            PoolVecEnv(scenario, spec.pools, rows=spec.rows, quotas_s=quotas, group=spec.group)
+            PoolVecEnv(
+                scenario,
+                spec.pools,
+                rows=spec.rows,
+                quotas_s=quotas,
+                group=spec.group,
+                threads=spec.threads,
+                copy=False,
+            )
         )
         self.model = MaskablePPO(
             RowPolicy,
