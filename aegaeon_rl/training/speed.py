@@ -39,7 +39,8 @@ def measure_training(
     threads: int = 2,
 ) -> TrainSpeed:
     """About `decisions` (whole rollouts) of training from the index at 2 epochs, the pools' first
-    resets included; `threads` step the pools, one learns. A small run before it compiles the kernels. `folder` takes what runs leave."""
+    resets included; `threads` step the pools, one learns. A small run before it compiles the
+    kernels. `folder` takes what runs leave."""
     small = TrainSpec(decisions=1, checkpoints=1, pools=2, steps=2, epochs=1, warm_critic=False)
     Trainer(scenario, small, seed, folder / "warm").advance(lambda _: None)
     spec = TrainSpec(
