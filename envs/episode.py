@@ -1,6 +1,7 @@
 """Episodes: what is drawn from a scenario, and the warm pool it starts from."""
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ STEP_TIMES = (
     *("decode_s", "decode_context_s", "decode_batch_s", "knot_s"),
 )
 CAPACITY = 512  # request slots at first
+TEMPLATES = 64  # pools kept to copy from
 
 
 class Episode(NamedTuple):
@@ -82,6 +84,7 @@ def _drawn_pool(spec: ScenarioSpec, pool: PoolSpec, rng: np.random.Generator) ->
     return replace(pool, seed=int(rng.integers(2**62))) if pool.draws else pool
 
 
+@lru_cache(maxsize=TEMPLATES)
 def role_free(pool: PoolSpec) -> PoolSpec:
     """Every instance does both, requests wait in one pool."""
     return replace(pool, roles=(), dispatch=Dispatch.PULL, prefetch=PrefetchMode.CAUSAL)
@@ -112,10 +115,18 @@ def begin(spec: ScenarioSpec, episode: Episode, *, journal_rows: int = 0) -> Sim
 def empty_state(spec: ScenarioSpec, episode: Episode) -> State:
     """The pool before its first event; what a replay of the journal starts from."""
     pool, names = episode.pool, spec.trace(episode.trace).models
-    state = build_state(pool, names, episode.slo, load_profile(pool.profile), capacity=CAPACITY)
+    if pool.draws:  # what it draws does not show in an empty pool
+        pool = replace(pool, seed=0, noise=0.0, mtbf_s=0.0)
+    state = _built(pool, names, episode.slo).copy()
     for name in STEP_TIMES if episode.speed != 1 else ():
         state.costs[name] /= episode.speed
     return state
+
+
+@lru_cache(maxsize=TEMPLATES)
+def _built(pool: PoolSpec, names: tuple[str, ...], slo: SloSpec) -> State:
+    """Copied, never played: building a state takes longer than playing half an episode."""
+    return build_state(pool, names, slo, load_profile(pool.profile), capacity=CAPACITY)
 
 
 def arrivals_in(spec: ScenarioSpec, episode: Episode) -> Arrivals:

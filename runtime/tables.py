@@ -7,7 +7,7 @@ field, the data address and the shape. Kernels read `state.requests[r].phase` as
 reads the same attribute as the NumPy array. The object owns its arrays and must outlive the call.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,10 @@ class Tables:
     """
 
     layout: ClassVar[dict[str, "Field | type[Tables]"]]
+    row_of: ClassVar[dict[str, int]]  # in the header
+
+    def __init_subclass__(cls) -> None:
+        cls.row_of = {name: row for row, name in enumerate(cls.layout)}
 
     def __init__(self, **fields: Any) -> None:
         self.header = np.zeros((len(self.layout), HEADER_WORDS), np.int64)
@@ -58,7 +62,7 @@ class Tables:
 
     def put(self, name: str, value: Any) -> None:
         """Set field `name`; kernels see the new array at their next read."""
-        field, row = self.layout[name], self.header[list(self.layout).index(name)]
+        field, row = self.layout[name], self.header[self.row_of[name]]
         if isinstance(value, Tables):
             row[0] = value.address
         else:
@@ -74,6 +78,10 @@ class Tables:
         if name in self.layout:
             raise AttributeError(f"{type(self).__name__}.{name}: use put()")
         object.__setattr__(self, name, value)
+
+    def copy(self) -> Self:
+        """Tables of their own with the same content."""
+        return type(self)(**{name: getattr(self, name).copy() for name in self.layout})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles hold the arrays; their addresses are those of the new ones."""

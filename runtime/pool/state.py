@@ -16,33 +16,33 @@ Table = npt.NDArray[Any]
 Record = Any  # one row of a Table; kernels read and write its fields as attributes
 
 REQUEST = np.dtype(
-    [
+    [  # what is read most often comes first, in one line of the cache
         ("id", "i8"),
-        ("generation", "i8"),  # times this slot was used
         ("arrival_ns", "i8"),
+        ("model", "i8"),
+        ("phase", "i8"),
+        ("emitted_tokens", "i8"),
+        ("on_time_tokens", "i8"),
+        ("next", "i8"),
+        ("list", "i8"),  # the one list it is in
+        ("prev", "i8"),
+        ("kv", "i8"),
+        ("instance", "i8"),  # its owner, or where its KV is
+        ("is_cancelled", "i8"),  # asked for while a turn owned it
+        ("priority", "i8"),
+        ("tag", "i8"),  # a policy's label: prefill group or decode batch
+        ("prompt_tokens", "i8"),
+        ("prefilled_tokens", "i8"),  # of a prefill that chunks left unfinished
+        ("route", "i8"),  # where a push policy sent it
+        ("node", "i8"),  # host memory that holds its KV
         ("first_token_ns", "i8"),  # NONE before the first token
         ("last_token_ns", "i8"),
-        ("tag", "i8"),  # a policy's label: prefill group or decode batch
         ("stall_ns", "i8"),  # longest gap between two of its tokens
         ("qos_ns", "i8"),  # covered time of closed windows (slo.py)
         ("qos_start_ns", "i8"),  # start of the open window
         ("qos_covered_ns", "i8"),  # target reached within the open window
         ("qos_target_ns", "i8"),
-        ("model", "i8"),
-        ("instance", "i8"),  # its owner, or where its KV is
-        ("route", "i8"),  # where a push policy sent it
-        ("node", "i8"),  # host memory that holds its KV
-        ("prompt_tokens", "i8"),
-        ("prefilled_tokens", "i8"),  # of a prefill that chunks left unfinished
-        ("emitted_tokens", "i8"),
-        ("on_time_tokens", "i8"),
-        ("list", "i8"),  # the one list it is in
-        ("next", "i8"),
-        ("prev", "i8"),
-        ("phase", "i8"),
-        ("kv", "i8"),
-        ("priority", "i8"),
-        ("is_cancelled", "i8"),  # asked for while a turn owned it
+        ("generation", "i8"),  # times this slot was used
     ],
     align=True,
 )

@@ -156,3 +156,11 @@ def test_copies_of_tables_hold_tables_of_their_own() -> None:
         copied.small.rows["a"] += 5
         assert total(copied.small) == total(tables.small) + 10
         assert (scaled(copied), scaled(tables)) == (60.0, 10.0)
+
+
+def test_a_copy_shares_nothing() -> None:
+    tables = outer(small())
+    copy = tables.copy()
+    assert not np.shares_memory(copy.small.rows, tables.small.rows)
+    copy.scale[0] = 1.0
+    assert (scaled(copy), scaled(tables)) == (1.0, 10.0)
