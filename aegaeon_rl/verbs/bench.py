@@ -6,20 +6,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 
 from aegaeon_rl.evaluation.record import summary, write_rows, write_summary
 from aegaeon_rl.evaluation.sizing import pool_of_size
 from aegaeon_rl.policies.registry import make_policy
-from aegaeon_rl.training.spec import TrainSpec
-from aegaeon_rl.training.trainer import Trainer
 from aegaeon_rl.verbs.common import RunSection, chosen_folder, console, run_folder
+from aegaeon_rl.verbs.env_speed import bench_env
 from envs.scenario import ScenarioSpec
-from envs.vector import PoolVecEnv
 from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.run import Run, run
 from runtime.emulator.stream import check_streams, replay
@@ -62,12 +58,15 @@ class Config:
     duration_s: float = 3600.0
     threads: int = 1
     pools: int = 256
-    decisions: int = 200_000
+    decisions: int = 1_000_000
+    train_decisions: int = 200_000
+    peers: bool = True
     seed: int = 0
     run: RunSection = field(default_factory=RunSection)
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "models", "threads", "pools", "decisions", "repeat", "runs"):
+        counts = ("gpus", "models", "threads", "pools", "decisions", "train_decisions")
+        for name in (*counts, "repeat", "runs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.seed < 0:
@@ -85,7 +84,17 @@ def main(config: Config) -> None:
     if config.bench is Bench.ENV and trace is not None:
         scenario = ScenarioSpec(traces=(trace,), pools=(pool,), slos=(config.slo,))
         run_folder(folder, config)
-        rows = [bench_env(config, scenario, folder)]
+        row = bench_env(
+            scenario,
+            folder,
+            pools=config.pools,
+            threads=config.threads,
+            decisions=config.decisions,
+            train_decisions=config.train_decisions,
+            peers=config.peers,
+            seed=config.seed,
+        )
+        rows = [row]
     else:
         policies = [make_policy(name) for name in config.policies]
         for policy in policies:
@@ -209,34 +218,3 @@ def timed(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def bench_env(config: Config, scenario: ScenarioSpec, folder: Path) -> dict[str, Any]:
-    """Random allowed actions through the SB3 face, then PPO end to end at 2 epochs."""
-    pools = PoolVecEnv(scenario, config.pools)
-    pools.seed(config.seed)
-    pools.reset()
-    step_randomly(pools, 8, config.seed)
-    steps = -(-config.decisions // config.pools)
-    seconds = timed(lambda: step_randomly(pools, steps, config.seed))
-    spec = TrainSpec(
-        decisions=config.decisions, checkpoints=1, pools=config.pools, steps=32, warm_critic=False
-    )
-    trainer = Trainer(scenario, spec, config.seed, folder)
-    train_s = timed(lambda: trainer.advance(lambda _: None))
-    return {
-        "policy": None,
-        "decisions_s": round(steps * config.pools / seconds),
-        "train_decisions_s": round(trainer.model.num_timesteps / train_s),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "pools": config.pools,
-        "gpus": scenario.pools[0].gpus,
-        "models": len(scenario.trace(0).models),
-    }
-
-
-def step_randomly(pools: VecEnv, steps: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    for _ in range(steps):
-        masks = np.stack(pools.env_method("action_masks"))
-        pools.step(np.argmax(masks * rng.random(masks.shape), axis=1))

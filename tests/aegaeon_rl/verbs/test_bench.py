@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+COUNTS = ["gpus", "models", "threads", "pools", "decisions", "train_decisions", "repeat", "runs"]
 TINY = ("gpus=2", "models=4", "rate_rps=2", "duration_s=150", "seed=4")
 
 
@@ -37,13 +38,27 @@ def test_emulator_reports_a_row_per_policy(
 
 
 def test_environment_reports_steps_and_training(cli: Callable[..., Any], tmp_path: Path) -> None:
-    ended = cli("bench", "bench=env", *TINY, "pools=4", "decisions=200", "run.dir=run")
+    keys = ("pools=4", "threads=2", "decisions=200", "train_decisions=200", "peers=false")
+    ended = cli("bench", "bench=env", *TINY, *keys, "run.dir=run")
     assert ended.code == 0, ended.err
     content, (row,) = results(tmp_path / "run")
     assert content["bench"] == "env"
-    for name in ("decisions_s", "train_decisions_s", "peak_rss_bytes"):
+    speeds = ("decisions_s", "decisions_cpu_s", "train_decisions_s", "train_decisions_cpu_s")
+    for name in (*speeds, "peak_rss_bytes"):
         assert row[name] > 0
-    assert (row["policy"], row["pools"], row["gpus"], row["models"]) == (None, 4, 2, 4)
+    assert (row["policy"], row["pools"], row["threads"]) == (None, 4, 2)
+    assert (row["gpus"], row["models"]) == (2, 4)
+
+
+@pytest.mark.long
+def test_environment_is_measured_beside_sb3s_own(cli: Callable[..., Any], tmp_path: Path) -> None:
+    keys = ("pools=4", "decisions=200", "train_decisions=200")
+    ended = cli("bench", "bench=env", *TINY, *keys, "run.dir=run")
+    assert ended.code == 0, ended.err
+    (row,) = results(tmp_path / "run")[1]
+    assert row["decisions_s"] > 0
+    assert row["dummy_decisions_s"] > 0
+    assert row["subproc_decisions_s"] > 0
 
 
 def test_gpus_are_those_of_the_pool_in_equal_nodes(cli: Callable[..., Any], tmp_path: Path) -> None:
@@ -68,10 +83,7 @@ def test_a_trace_is_benched_repeated_or_streamed(cli: Callable[..., Any], tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        *(
-            ([f"{name}=0"], f"{name}=0: expected at least 1")
-            for name in ("gpus", "models", "threads", "pools", "decisions", "repeat", "runs")
-        ),
+        *(([f"{name}=0"], f"{name}=0: expected at least 1") for name in COUNTS),
         (["seed=-1"], "seed=-1: expected 0 or more"),
         (["policies=[indx]"], "policies='indx'"),
         (["gpus=1"], "policy aegaeon: pool h100x16:1 has 1 instance, expected 2 or more"),
