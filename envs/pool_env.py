@@ -10,6 +10,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from envs.pools import QUOTAS_S, ROWS, Observation, Pools, Scenario, observation_space
+from envs.rendering.frames import FPS, MODES, Frames, check_mode
 
 
 class PoolEnv(gym.Env[Observation, np.int64]):
@@ -24,8 +25,8 @@ class PoolEnv(gym.Env[Observation, np.int64]):
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's contract)
-        "render_modes": ["ansi"],
-        "render_fps": 1,
+        "render_modes": list(MODES),
+        "render_fps": FPS,
     }
 
     def __init__(
@@ -34,14 +35,23 @@ class PoolEnv(gym.Env[Observation, np.int64]):
         *,
         rows: int = ROWS,
         quotas_s: Sequence[float] = QUOTAS_S,
+        privileged: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        self.pools = Pools(scenario, 1, rows=rows, quotas_s=quotas_s)
+        self.render_mode = check_mode(render_mode)
+        self.pools = Pools(
+            scenario,
+            1,
+            rows=rows,
+            quotas_s=quotas_s,
+            privileged=privileged,
+            is_recorded=render_mode is not None,
+        )
         self.observation_space: spaces.Space[Any] = observation_space(
-            rows, len(self.pools.quotas_s)
+            rows, len(self.pools.quotas_s), privileged=privileged
         )
         self.action_space = spaces.Discrete(self.pools.idle_action + 1)
-        self.render_mode = render_mode
+        self._frames = None if render_mode is None else Frames(render_mode)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -62,18 +72,19 @@ class PoolEnv(gym.Env[Observation, np.int64]):
         """What sb3-contrib asks for: allowed actions [K*Q+1]."""
         return self.pools.mask[0].copy()
 
-    def render(self) -> str | None:
-        if self.render_mode != "ansi":
+    def render(self) -> Any:
+        """A page of text (`ansi`), or RGB [540, 960, 3] (`rgb_array`): instances, their last 20 s
+        and the queues, at the decision that is due."""
+        if self._frames is None:
+            gym.logger.warn("render() without a render_mode shows nothing")
             return None
-        sim = self.pools.sims[0]
-        if sim is None:
-            return "no episode: call reset()"
-        names = self.pools.scenario.trace(0).models
-        lines = [f"t={sim.state.pool['now_ns'][0] / 1e9:.3f} s"]
-        for g, instance in enumerate(sim.state.instances):
-            model = names[instance["model"]] if instance["model"] >= 0 else "-"
-            lines.append(f"instance {g}: stage {instance['stage']} model {model}")
-        return "\n".join(lines)
+        if self.pools.sims[0] is None:
+            raise gym.error.ResetNeeded("no episode: call reset() before render()")
+        return self._frames.of(self.pools, 0)
+
+    def describe_observation(self) -> str:
+        """Every number of an observation: name, unit, scale, clips, meaning."""
+        return self.pools.describe_observation()
 
     def _info(self) -> dict[str, Any]:
         return {

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -11,12 +12,15 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.utils.seeding import np_random
 
-from envs.episode import sample
+from envs.episode import Episode, begin, draw
+from envs.observation import describe_observation
+from envs.privileged import HIGH as FUTURE_HIGH
+from envs.privileged import H, W, privileged_of_pools
 from envs.scenario import ScenarioSpec
 from envs.stepping import Buffers, count_from_here, new_buffers, resume, start, step_pools
 from runtime.core import NS
 from runtime.emulator.loop import Signal
-from runtime.emulator.tables import Sim, grow_slots
+from runtime.emulator.tables import Sim, grow_journal, grow_slots
 from runtime.errors import UserError
 from runtime.pool.features import HIGH, LOW, F, I
 from runtime.tables import LINE_BYTES
@@ -24,30 +28,35 @@ from runtime.tables import LINE_BYTES
 QUOTAS_S = (0.1, 0.4)
 ROWS = 32
 DRAWS = 1000  # windows to try for one with a decision
+JOURNAL_ROWS = 1 << 14  # of a recorded pool at first
+FULL = (Signal.SLOTS_FULL, Signal.JOURNAL_FULL)
 SPARE = 1.5  # memory held for a pool, over what its first episode takes
 NOT_STATE = ("_parts", "_workers", "_memory")
 Scenario = ScenarioSpec | Mapping[str, Any] | str  # or its JSON, or a name in conf/scenario
 Observation = dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int8]]
 
 
-def observation_space(rows: int, levels: int) -> spaces.Dict:
+def observation_space(rows: int, levels: int, *, privileged: bool = False) -> spaces.Dict:
     """rows [K * F] (flat, as SB3 wants; `reshape(K, F)`), instance [I], globals [C], action_mask
-    [K * Q + 1]; clipped as features say."""
-    return spaces.Dict(
-        {
-            "rows": spaces.Box(np.tile(LOW[:F], rows), np.tile(HIGH[:F], rows)),
-            "instance": spaces.Box(LOW[F : F + I], HIGH[F : F + I]),
-            "globals": spaces.Box(LOW[F + I :], HIGH[F + I :]),
-            "action_mask": spaces.MultiBinary(rows * levels + 1),
-        }
-    )
+    [K * Q + 1], and where asked for privileged [K * H + W]; clipped as features say."""
+    parts: dict[str, spaces.Space[Any]] = {
+        "rows": spaces.Box(np.tile(LOW[:F], rows), np.tile(HIGH[:F], rows)),
+        "instance": spaces.Box(LOW[F : F + I], HIGH[F : F + I]),
+        "globals": spaces.Box(LOW[F + I :], HIGH[F + I :]),
+        "action_mask": spaces.MultiBinary(rows * levels + 1),
+    }
+    if privileged:
+        high = np.tile(FUTURE_HIGH, rows + 1)
+        parts["privileged"] = spaces.Box(np.zeros_like(high), high)
+    return spaces.Dict(parts)
 
 
 class Pools:
     """P pools, each in an episode of its own. Pool p draws scenarios from its own stream.
 
     `threads` > 1 shares a step's pools out over as many; what comes out does not depend on it.
-    Copies and pickles go on exactly as the original would.
+    `privileged` adds what only a critic may see (envs.privileged); `is_recorded` keeps journals, to
+    look at pools by. Copies and pickles go on exactly as the original would.
     """
 
     def __init__(
@@ -58,6 +67,8 @@ class Pools:
         rows: int = ROWS,
         quotas_s: Sequence[float] = QUOTAS_S,
         threads: int = 1,
+        privileged: bool = False,
+        is_recorded: bool = False,
     ) -> None:
         self.scenario = ScenarioSpec.from_json(scenario)
         self.count, self.rows = count, rows
@@ -71,6 +82,12 @@ class Pools:
         self.buffers: Buffers = new_buffers(count, rows, self.quotas_s)
         self.buffers.clocks["is_over"] = 1  # until the first reset
         self.sims: list[Sim | None] = [None] * count
+        self.episodes: list[Episode | None] = [None] * count
+        self.journal_rows = JOURNAL_ROWS if is_recorded else 0
+        self.future: npt.NDArray[np.float32] | None = None
+        if privileged:
+            self.future = np.zeros((count, rows * H + W), np.float32)
+            self._row_of = np.zeros(max(len(t.models) for t in self.scenario.opened), np.int64)
         self.rngs = [np.random.default_rng() for _ in range(count)]
         self._start_parts()
 
@@ -105,13 +122,16 @@ class Pools:
         Raises UserError when that goes on: the scenario has next to no requests.
         """
         for _ in range(DRAWS):
-            sim = sample(self.scenario, self.rngs[p])
+            episode = draw(self.scenario, self.rngs[p])
+            sim = begin(self.scenario, episode, journal_rows=self.journal_rows)
+            self.episodes[p] = episode
             self._place(p, sim)
             start(self.buffers, p, sim)
             self._grow(p)
             if not self.buffers.clocks["is_over"][p]:
                 count_from_here(self.buffers, p)
                 self.buffers.clocks["dt_s"][p] = 0.0
+                self._foresee(p, p + 1)
                 return
         raise UserError(
             f"trace {self.scenario.name}: none of {DRAWS} windows has a decision to take:"
@@ -151,19 +171,36 @@ class Pools:
             step_pools(buffers, actions, 0, self.count)
         else:
             list(self._workers.map(lambda part: step_pools(buffers, actions, *part), self._parts))
-        for p in np.flatnonzero(buffers.clocks["signal"] == Signal.SLOTS_FULL):
+        for p in np.flatnonzero(np.isin(buffers.clocks["signal"], FULL)):
             self._grow(int(p))
+        self._foresee(0, self.count)
         return buffers.missed * self._reward_per_miss
 
     def _are_actions(self, actions: npt.NDArray[np.int64]) -> bool:
         return bool(actions.min() >= 0 and actions.max() <= self.idle_action)
 
     def _grow(self, p: int) -> None:
-        while self.buffers.clocks["signal"][p] == Signal.SLOTS_FULL:
+        while (signal := self.buffers.clocks["signal"][p]) in FULL:
             sim = self.sims[p]
             assert sim is not None
-            grow_slots(sim)
+            grow = grow_slots if signal == Signal.SLOTS_FULL else grow_journal
+            grow(sim)
             resume(self.buffers, p)
+
+    def _foresee(self, first: int, end: int) -> None:
+        """What the critic may know of pools first..end-1 at their present decisions."""
+        if self.future is not None:
+            shown = self.buffers.addresses, self.buffers.models
+            privileged_of_pools(*shown, first, end, self._row_of, self.future)
+
+    def describe_observation(self) -> str:
+        """Every number of an observation: name, unit, scale, clips, meaning."""
+        privileged = self.future is not None
+        return describe_observation(self.rows, self.quotas_s, privileged=privileged)
+
+    def weigh_levels(self, weights: Sequence[float]) -> None:
+        """How often each level of the scenario is drawn from the next resets on."""
+        self.scenario = replace(self.scenario, level_weights=tuple(map(float, weights)))
 
     @property
     def is_over(self) -> npt.NDArray[np.bool_]:
@@ -195,9 +232,10 @@ class Pools:
             "globals": buffers.globals,
             "action_mask": buffers.mask.view(np.int8),
         }
-        return {
+        found = {
             name: values[first : first + self.count][p].copy()
             if copy
             else values[first : first + self.count][p]
             for name, values in shown.items()
         }
+        return found if self.future is None else found | {"privileged": self.future[p].copy()}

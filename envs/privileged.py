@@ -12,6 +12,7 @@ from runtime.compiled import inner, kernel
 from runtime.core import NONE, RequestPhase
 from runtime.emulator.tables import Sim
 from runtime.pool.features import Feature, clip, spec_hash
+from runtime.tables import at
 
 BUCKETS_S = (1.0, 3.0, 10.0, 30.0)  # ends of the spans in which coming requests are counted
 ROW_FUTURE = (
@@ -108,3 +109,23 @@ def privileged_features(
         for h in range(H):
             scaled = out[k * H + h] * PER[h] * (share if k == rows else 1.0)
             out[k * H + h] = clip(scaled, 0.0, HIGH[h])
+
+
+sim_at = at(Sim)
+
+
+@kernel
+def privileged_of_pools(
+    addresses: npt.NDArray[np.int64],
+    models: npt.NDArray[np.int64],
+    first: int,
+    end: int,
+    place: npt.NDArray[np.int64],
+    out: npt.NDArray[np.float32],
+) -> None:
+    """Fill `out` [P, K*H + W] for pools first..end-1 by their addresses [P] (0: not yet played)
+    and models [P, K]; `place` is as long as the most models of a pool."""
+    for p in range(first, end):
+        if addresses[p] != 0:
+            sim = sim_at(addresses[p])
+            privileged_features(sim, models[p], place[: sim.state.models.shape[0]], out[p])

@@ -112,7 +112,7 @@ class ScenarioSpec:
 
     def _check_windows(self) -> None:
         need = (self.warm_s + self.longest_s) * self.load_scale[1] * max(map(self.size, self.pools))
-        for trace in map(self.trace, range(len(self.traces))):
+        for trace in self.opened:
             if trace.requests == 0:
                 raise UserError(f"trace {trace.name}: no requests: expected at least one")
             if not trace.span_s >= need:
@@ -127,11 +127,15 @@ class ScenarioSpec:
     @property
     def name(self) -> str:
         """Its traces, for messages."""
-        return ", ".join(self.trace(i).name for i in range(len(self.traces)))
+        return ", ".join(trace.name for trace in self.opened)
 
     @property
     def levels(self) -> int:
         return len(self.traces) * len(self.pools) * self.load_bins
+
+    @property
+    def opened(self) -> list[Trace]:
+        return [self.trace(number) for number in range(len(self.traces))]
 
     def trace(self, number: int) -> Trace:
         choice = self.traces[number]
@@ -149,8 +153,8 @@ class ScenarioSpec:
     def deadline_rate(self) -> float:
         """Token deadlines a second at load 1, the mean of the traces by weight: the constant that
         scales rewards."""
-        weights, traces = self.trace_weights, map(self.trace, range(len(self.traces)))
-        rates = [float(trace.output_tokens.sum()) / trace.span_s for trace in traces]
+        weights = self.trace_weights
+        rates = [float(trace.output_tokens.sum()) / trace.span_s for trace in self.opened]
         return sum(w * rate for w, rate in zip(weights, rates, strict=True)) / sum(weights)
 
 

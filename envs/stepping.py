@@ -170,7 +170,7 @@ def run_on(buffers: Buffers, p: int, sim: Sim, is_step: bool) -> None:
     """Run to the next decision and settle the clock; a full request table leaves it open."""
     clock = buffers.clocks[p]
     clock.signal = run_to_decision(sim)
-    if clock.signal == Signal.SLOTS_FULL:
+    if clock.signal == Signal.SLOTS_FULL or clock.signal == Signal.JOURNAL_FULL:
         return
     clock.is_over = 0 if clock.signal == Signal.DECISION else 1
     if clock.is_over == 0:

@@ -16,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.pools import QUOTAS_S, ROWS, Observation, Pools, Scenario, observation_space
+from envs.rendering.frames import FPS, MODES, Frames, check_mode
 from runtime.errors import UserError, nearest
 
 Bools = npt.NDArray[np.bool_]
@@ -30,7 +31,7 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
     Infos carry `dt_s` [P], the pool time of the step, and `now_s` [P]; in SAME_STEP `final_obs` and
     `final_info` of the episodes that ended. With `copy=False` observations are views that stand
     until the step after the next. With `group` = n each n pools in a row play the same episodes,
-    for baselines that compare them.
+    for baselines that compare them. `render()` gives a frame of each pool.
     """
 
     def __init__(
@@ -44,14 +45,32 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
         group: int = 1,
         threads: int = 1,
         copy: bool = True,
+        privileged: bool = False,
+        render_mode: str | None = None,
     ) -> None:
         if group < 1 or num_envs % group:
             raise UserError(f"group={group}: expected a divisor of num_envs={num_envs}")
         self.mode, self.copy = mode_of(autoreset_mode), copy
-        self.pools = Pools(scenario, num_envs, rows=rows, quotas_s=quotas_s, threads=threads)
+        self.render_mode = check_mode(render_mode)
+        self.pools = Pools(
+            scenario,
+            num_envs,
+            rows=rows,
+            quotas_s=quotas_s,
+            threads=threads,
+            privileged=privileged,
+            is_recorded=render_mode is not None,
+        )
         self.num_envs, self.group = num_envs, group
-        self.metadata = {"autoreset_mode": self.mode, "render_modes": []}
-        self.single_observation_space = observation_space(rows, len(self.pools.quotas_s))
+        self.metadata = {
+            "autoreset_mode": self.mode,
+            "render_modes": list(MODES),
+            "render_fps": FPS,
+        }
+        self._frames = None if render_mode is None else Frames(render_mode)
+        self.single_observation_space = observation_space(
+            rows, len(self.pools.quotas_s), privileged=privileged
+        )
         self.single_action_space = spaces.Discrete(self.pools.idle_action + 1)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -93,6 +112,19 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
     def action_masks(self) -> Bools:
         """Allowed actions [P, K*Q+1]."""
         return self.pools.mask.copy() if self.copy else self.pools.mask
+
+    def render(self) -> tuple[Any, ...] | None:
+        """A frame of each pool, see `PoolEnv.render`."""
+        if self._frames is None:
+            gym.logger.warn("render() without a render_mode shows nothing")
+            return None
+        if not self._is_seeded:
+            raise gym.error.ResetNeeded("no episode: call reset() before render()")
+        return tuple(self._frames.of(self.pools, p) for p in range(self.num_envs))
+
+    def describe_observation(self) -> str:
+        """Every number of a pool's observation: name, unit, scale, clips, meaning."""
+        return self.pools.describe_observation()
 
     def _observation(self) -> Observation:
         return self.pools.observation(slice(None), copy=self.copy)
@@ -178,7 +210,11 @@ class PoolVecEnv(VecEnv):
         group: int = 1,
         threads: int = 1,
         copy: bool = True,
+        privileged: bool = False,
+        render_mode: str | None = None,
     ) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise UserError(f"render_mode={render_mode!r}: expected rgb_array, what SB3 tiles")
         self.vector = PoolVectorEnv(
             num_envs,
             scenario,
@@ -188,12 +224,14 @@ class PoolVecEnv(VecEnv):
             group=group,
             threads=threads,
             copy=copy,
+            privileged=privileged,
+            render_mode=render_mode,
         )
         self.last_dt_s = np.zeros(num_envs)
         self.returns = np.zeros(num_envs)
         self.lengths = np.zeros(num_envs, np.int64)
         self._seed: int | None = None
-        self.render_mode = None
+        self.render_mode = render_mode
         super().__init__(
             num_envs, self.vector.single_observation_space, self.vector.single_action_space
         )
@@ -233,6 +271,17 @@ class PoolVecEnv(VecEnv):
 
     def action_masks(self) -> Bools:
         return self.vector.action_masks()
+
+    def get_images(self) -> Sequence[Any]:
+        """A picture of each pool, which `render` tiles."""
+        return self.vector.render() or ()
+
+    def describe_observation(self) -> str:
+        return self.vector.describe_observation()
+
+    def weigh_levels(self, weights: Sequence[float]) -> None:
+        """How often each level of the scenario is drawn from the next resets on."""
+        self.vector.pools.weigh_levels(weights)
 
     def close(self) -> None:
         self.vector.close()

@@ -53,15 +53,21 @@ class Job:
     folder: Path
 
     def scenario(self) -> ScenarioSpec:
+        """Episodes on the train part: on the job's pool and SLO, and on those of the scenario that
+        `train.scenario` names, with its noise, speeds and failures. Raises UserError."""
         spec = self.spec
+        others = () if spec.scenario is None else (ScenarioSpec.from_json(spec.scenario),)
+        varied = {name: getattr(o, name) for o in others for name in ("noise", "speed", "mtbf_s")}
         return ScenarioSpec(
             traces=(self.parts.train,),
-            pools=(self.pool,),
-            slos=(self.slo,),
+            pools=(self.pool, *(pool for other in others for pool in other.pools)),
+            slos=(self.slo, *(slo for other in others for slo in other.slos)),
             warm_s=spec.warm_s,
             shortest_s=spec.shortest_s,
             longest_s=spec.longest_s,
             load_scale=spec.load_scale,
+            load_bins=max(1, spec.curriculum_bins),
+            **varied,
         )
 
     def plan(self, part: Trace, loads: tuple[float, ...], baseline: str | None = None) -> Plan:

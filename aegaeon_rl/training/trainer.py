@@ -18,6 +18,7 @@ from aegaeon_rl.evaluation.record import write_text
 from aegaeon_rl.policies.index import Index
 from aegaeon_rl.policies.learned import FILE, Learned, Weights, initial_weights, save_weights
 from aegaeon_rl.policies.registry import make_policy
+from aegaeon_rl.training.curriculum import Curriculum, measured_gaps
 from aegaeon_rl.training.network import RowNetwork, RowPolicy, policy_arguments
 from aegaeon_rl.training.packed import PackedBuffer
 from aegaeon_rl.training.smdp import EventClock
@@ -25,6 +26,7 @@ from aegaeon_rl.training.spec import TrainSpec
 from envs.scenario import ScenarioSpec
 from envs.vector import PoolVecEnv
 from runtime.errors import UserError
+from runtime.protocol import Policy
 
 STATE = "state.pt"
 POSITION = "checkpoint.json"
@@ -74,17 +76,16 @@ class Trainer:
         self.spec, self.seed, self.folder = spec, seed, folder
         weights = starting_weights(spec, seed)
         quotas = tuple(round(float(q), 6) for q in weights.quotas_s)
-        self.pools = EventClock(
-            PoolVecEnv(
-                scenario,
-                spec.pools,
-                rows=spec.rows,
-                quotas_s=quotas,
-                group=spec.group,
-                threads=spec.threads,
-                copy=False,
-            )
+        self.batch = PoolVecEnv(
+            scenario,
+            spec.pools,
+            rows=spec.rows,
+            quotas_s=quotas,
+            group=spec.group,
+            threads=spec.threads,
+            copy=False,
         )
+        self.pools = EventClock(self.batch)
         self.model = MaskablePPO(
             RowPolicy,
             self.pools,
@@ -111,6 +112,9 @@ class Trainer:
         buffer.attach(self.pools)
         self.model.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
         self.done: int = 0
+        self.scenario: ScenarioSpec = scenario
+        self.teacher: Policy = make_policy(spec.start, "train.start")
+        self.curriculum: Curriculum = Curriculum(gaps=(0.0,) * scenario.levels)
 
     @property
     def network(self) -> RowNetwork:
@@ -120,12 +124,27 @@ class Trainer:
 
     def advance(self, progress: Callable[[int], None]) -> Checkpoint:
         """One segment from seeds of its own, then its checkpoint."""
+        if self.spec.curriculum_bins and self.done:
+            self._weigh_levels()
         self._freeze_actor(self.spec.warm_critic and self.done == 0)
         self.model.set_random_seed(segment_seed(self.seed, self.done))
         self.model.set_env(self.pools, force_reset=True)
         self.model.learn(self.spec.segment, reset_num_timesteps=False, callback=Progress(progress))
         self.done += 1
         return self.save()
+
+    def _weigh_levels(self) -> None:
+        """Draw the levels of this segment by how far the policy is behind its start by now."""
+        learner = Learned(name="learner", weights=self.network.weights())
+        gaps = measured_gaps(
+            self.scenario,
+            learner,
+            self.teacher,
+            episodes=self.spec.curriculum_episodes,
+            seed=segment_seed(self.seed, self.done),
+        )
+        self.curriculum = self.curriculum.updated(gaps)
+        self.batch.weigh_levels(self.curriculum.weights())
 
     def _freeze_actor(self, is_frozen: bool) -> None:
         for layer in self.network.actor:
@@ -139,7 +158,11 @@ class Trainer:
         aside = folder / f".{STATE}.part"
         torch.save(self._state(), aside)
         aside.replace(folder / STATE)
-        position = {"number": self.done, "decisions": self.model.num_timesteps}
+        position = {
+            "number": self.done,
+            "decisions": self.model.num_timesteps,
+            "curriculum": self.curriculum.to_json(),
+        }
         write_text(folder / POSITION, json.dumps(position) + "\n")
         return Checkpoint(self.done, folder)
 
@@ -167,6 +190,7 @@ class Trainer:
         self.model.num_timesteps = state["decisions"]
         self.model._n_updates = state["updates"]
         self.done = state["segments"]
+        self.curriculum = read_curriculum(checkpoint.folder / POSITION)
 
 
 def segment_seed(seed: int, segment: int) -> int:
@@ -197,9 +221,19 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def number_in(position: Path) -> int:
+    return int(read_position(position)["number"])
+
+
+def read_curriculum(position: Path) -> Curriculum:
+    return Curriculum.from_json(read_position(position)["curriculum"])
+
+
+def read_position(position: Path) -> dict[str, Any]:
     """Raises UserError when the file is not what `save` wrote."""
     try:
-        return int(json.loads(position.read_text())["number"])
+        content: dict[str, Any] = json.loads(position.read_text())
+        int(content["number"]), dict(content["curriculum"])
     except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{position}: not a checkpoint's position: {reason}") from None
+    return content

@@ -288,16 +288,3 @@ def test_longer_quotas_take_fewer_decisions(make_env: MakeEnv) -> None:
     short = sum(1 for _ in play(make_env(1, quotas_s=(0.05,)), 1, serving))
     long = sum(1 for _ in play(make_env(1, quotas_s=(2.0,)), 1, serving))
     assert long < short
-
-
-def test_render_shows_every_instance(make_env: MakeEnv, scenario: ScenarioSpec) -> None:
-    env = make_env(0, render_mode="ansi")
-    list(play(env, 0))
-    text = env.render()
-    assert text is not None
-    first, *rest = text.splitlines()
-    assert first.startswith("t=")
-    assert [line.partition(":")[0] for line in rest] == ["instance 0", "instance 1"]
-    assert "model model-0" in text
-    assert make_env(0).render() is None
-    assert PoolEnv(scenario, render_mode="ansi").render() == "no episode: call reset()"

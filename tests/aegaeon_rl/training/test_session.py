@@ -21,6 +21,7 @@ from aegaeon_rl.training.session import (
     train,
 )
 from aegaeon_rl.training.trainer import Checkpoint
+from envs.scenario import ScenarioSpec
 from runtime.emulator.run import run
 from runtime.errors import UserError
 
@@ -163,3 +164,19 @@ def test_damaged_curve_is_one_line(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), tmp_path / CURVE)
     with pytest.raises(UserError, match=r"curve\.parquet: not a training curve: "):
         read_curve(tmp_path)
+
+
+def test_named_scenario_adds_pools_slos_noise_and_failures(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    plain = make_job(tmp_path).scenario()
+    changes = {"scenario": "mixed", "load_scale": (0.2, 0.4), "curriculum_bins": 2}
+    job = make_job(tmp_path, **changes)
+    mixed, named = job.scenario(), ScenarioSpec.from_json("mixed")
+    assert mixed.traces[0] is job.parts.train
+    assert mixed.pools == (job.pool, *named.pools)
+    assert mixed.slos == (job.slo, *named.slos)
+    assert (mixed.noise, mixed.speed, mixed.mtbf_s) == (named.noise, named.speed, named.mtbf_s)
+    assert (mixed.load_scale, mixed.load_bins, plain.load_bins) == ((0.2, 0.4), 2, 1)
+    with pytest.raises(UserError, match=r"^scenario=mixd: did you mean 'mixed'"):
+        make_job(tmp_path, scenario="mixd").scenario()

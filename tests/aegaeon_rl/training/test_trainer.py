@@ -21,6 +21,7 @@ from aegaeon_rl.training.trainer import (
     Checkpoint,
     Trainer,
     checkpoints,
+    read_curriculum,
     read_state,
     starting_weights,
 )
@@ -278,3 +279,30 @@ def test_damaged_position_is_one_line(tmp_path: Path, content: str) -> None:
         checkpoints(tmp_path)
     assert str(caught.value).startswith(f"{position}: not a checkpoint's position: ")
     assert "\n" not in str(caught.value)
+
+
+def test_curriculum_resumes_exactly_and_draws_by_the_gap(
+    make_trainer: MakeTrainer, tmp_path: Path, same_weights: Any
+) -> None:
+    """Three load bins; the state is in each checkpoint, and a resumed run equals the whole one."""
+    changes: dict[str, Any] = {"curriculum_bins": 3, "curriculum_episodes": 2, "warm_critic": False}
+    whole = make_trainer(tmp_path / "whole", **changes)
+    assert whole.scenario.levels == 3
+    made = [whole.advance(nothing) for _ in range(3)]
+    assert [read_curriculum(one.folder / POSITION).rounds for one in made] == [0, 1, 2]
+    assert whole.batch.vector.pools.scenario.level_weights == whole.curriculum.weights()
+    again = make_trainer(tmp_path / "again", **changes)
+    again.restore(made[1])
+    assert again.curriculum.rounds == 1
+    last = again.advance(nothing)
+    assert again.curriculum == whole.curriculum
+    assert same_weights(last.folder, made[2].folder)
+
+
+def test_without_a_curriculum_levels_stay_as_they_were(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.advance(nothing), trainer.advance(nothing)
+    assert trainer.curriculum.rounds == 0
+    assert trainer.batch.vector.pools.scenario.level_weights == ()
