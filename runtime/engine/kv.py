@@ -374,7 +374,8 @@ class KvArena:
 
 def _part(all_moving: list[Moving]) -> tuple[list[Moving], list[Moving]]:
     """Those that are done, and the others."""
-    done, rest = [], []
+    done: list[Moving] = []
+    rest: list[Moving] = []
     for moving in all_moving:
         (done if moving.is_done() else rest).append(moving)
     return done, rest
