@@ -91,7 +91,7 @@ def test_state_that_cannot_be_is_one_line(values: dict[str, Any], expected: str)
     with pytest.raises(UserError) as caught:
         Curriculum.from_json(values)
     assert str(caught.value).startswith(expected)
-    with pytest.raises(UserError, match="curriculum: 3 gaps: expected 1 of them"):
+    with pytest.raises(UserError, match="curriculum: 3 gaps: expected 1, one each"):
         Curriculum(gaps=(0.0,)).updated((0.0, 0.0, 0.0))
 
 
