@@ -84,6 +84,7 @@ class EventKind(IntEnum):
     ROUTE = 14  # the policy's answer: request -> instance (NONE: refused), tag
     INSTANCE_FAILED = 15
     INSTANCE_JOINED = 16
+    INTERRUPT = 17  # the policy's answer: n = 1 stops the turn, 0 keeps it; model: the urgent one
 
 
 class DecisionKind(IntEnum):
@@ -91,13 +92,14 @@ class DecisionKind(IntEnum):
     TURN = 1
     PREFETCH = 2
     ROUTE = 3
+    INTERRUPT = 4
 
 
 class Command(IntEnum):
     """What a driver must tell an engine after a transition."""
 
     START = 0  # instance: begin the turn the core holds
-    JOIN = 1  # instance: a request joined; return to the scheduler at the next token boundary
+    JOIN = 1  # instance: return to the scheduler at the next token boundary (a join, a stop)
     LOAD = 2  # instance: load weights into `loading_slot` (a load under way is dropped)
     MOVE_OUT = 3  # instance: its outgoing queue grew
     RETIRE = 4  # request slot: it ended; take its record, then `release` the slot
@@ -207,7 +209,7 @@ POOL_BOUNDS: dict[str, tuple[float, float]] = {  # what keeps all times and sums
     "mttr_s": (1e-3, 1e9),
     "noise": (0, 10),
     "seed": (0, 2**62),
-    **dict.fromkeys(("max_wait_s", "ttft_timeout_s", "max_queue"), (0, 1e9)),
+    **dict.fromkeys(("max_wait_s", "interrupt_slack_s", "ttft_timeout_s", "max_queue"), (0, 1e9)),
 }
 
 
@@ -267,6 +269,7 @@ class PoolSpec:
     prefetch: PrefetchMode = PrefetchMode.CAUSAL
     sosp25_rules: bool = False  # `aegaeon` follows the artifact's simulator, not the paper
     max_wait_s: float = 0.0  # 0: no starvation bound
+    interrupt_slack_s: float = 0.0  # an arrival with less asks for an INTERRUPT; 0: none does
     priorities: bool = False  # True: turns of higher request priority first
     ttft_timeout_s: float = 0.0  # 0: requests wait for ever
     max_queue: int = 0  # 0: no limit

@@ -30,7 +30,8 @@ class Policy(Protocol):
         """Answer one decision: overwrite `event`, an EVENT record that `pose` prepared.
 
         `kind` is a DecisionKind; `index` is the instance, or the request slot of a ROUTE. A
-        policy must not read anything that a live pool would not know (output lengths).
+        policy must not read anything that a live pool would not know (output lengths). One that
+        does not know a kind leaves `event` as it is: an INTERRUPT then keeps the turn.
         """
 
     def drive(self, sim: Any, memory: Any) -> int:

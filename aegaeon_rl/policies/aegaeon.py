@@ -232,6 +232,8 @@ def decide(state: State, kind: int, index: int, event: Record, memory: AegaeonMe
             route_decode(state, index, event, memory)
     elif kind == DecisionKind.PREFETCH:
         prefetch(state, index, event, memory.groups)
+    elif kind == DecisionKind.INTERRUPT:
+        return
     elif state.instances[index].role & Phases.DECODE:
         if not serve_round(state, index, event, memory):
             start_round(state, index, memory)

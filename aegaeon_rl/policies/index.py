@@ -91,7 +91,7 @@ def quota_ns(state: State, g: int, m: int, lead: float, memory: IndexMemory) -> 
 
 @kernel
 def decide(state: State, kind: int, index: int, event: Record, memory: IndexMemory) -> None:
-    if kind == DecisionKind.ROUTE:
+    if kind == DecisionKind.ROUTE or kind == DecisionKind.INTERRUPT:
         return
     m, score, second = best_row(state, kind, index, memory)
     if m == NONE:

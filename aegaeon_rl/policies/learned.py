@@ -158,7 +158,7 @@ def choose(state: State, kind: int, g: int, memory: LearnedMemory) -> tuple[int,
 
 @kernel
 def decide(state: State, kind: int, index: int, event: Record, memory: LearnedMemory) -> None:
-    if kind == DecisionKind.ROUTE:
+    if kind == DecisionKind.ROUTE or kind == DecisionKind.INTERRUPT:
         return
     m, level = choose(state, kind, index, memory)
     if m < 0:

@@ -42,6 +42,8 @@ def decide(state: State, kind: int, index: int, event: Record, memory: StaticMem
         home = memory.home[state.requests[index].model]
         event.instance = home if home != NONE and can_route(state, index, home) else NONE
         return
+    if kind != DecisionKind.TURN:
+        return
     slots, last, count = memory.residents.shape[1], 0, 0
     for s in range(slots):
         count += memory.residents[index, s] != NONE

@@ -366,6 +366,9 @@ def is_answer(sim: Sim) -> bool:
     is_known = event.model < sim.state.models.shape[0]
     if decision == DecisionKind.PREFETCH:
         return event.kind == EventKind.PREFETCH and event.model >= NONE and is_known
+    if decision == DecisionKind.INTERRUPT:
+        is_model = event.model >= 0 and is_known
+        return event.kind == EventKind.INTERRUPT and is_model and 0 <= event.n <= 1
     if event.kind == EventKind.TURN:
         return event.quota_ns > 0 and event.model >= 0 and is_known
     return event.kind == EventKind.IDLE
@@ -373,10 +376,10 @@ def is_answer(sim: Sim) -> bool:
 
 @kernel
 def answer(sim: Sim) -> int:
-    """Apply the policy's answer in `sim.event` (TURN, IDLE, PREFETCH, ROUTE) at the present time.
+    """Apply the policy's answer in `sim.event` (TURN, IDLE, PREFETCH, ROUTE, INTERRUPT) now.
 
     What is refused is replaced by the plainest answer, marked as a fallback, so that no answer can
-    stop the clock: IDLE, no prefetch, the first instance that may take it. Refusals are counted.
+    stop the clock: IDLE, no prefetch, the first able instance, the turn kept. Refusals are counted.
     """
     event, state, control = sim.event[0], sim.state, sim.control[0]
     event.time_ns = state.pool[0].now_ns

@@ -21,6 +21,7 @@ from runtime.core import (
     Stage,
 )
 from runtime.pool import bits, lists
+from runtime.pool.interrupts import urgent_arrival
 from runtime.pool.open_work import first_on_time, has_open_work, open_count
 from runtime.pool.state import Record, State
 from runtime.pool.turns import first_claimable
@@ -287,8 +288,8 @@ def first_route(state: State, r: int) -> int:
 def next_decision(state: State) -> tuple[int, int]:
     """The decision that is due now, as (kind, request slot or instance); kind NONE: none is.
 
-    Routes come first (the oldest request that some instance may take), then turns, then
-    prefetches, each by lowest instance.
+    Routes come first (the oldest request that some instance may take), then turns by lowest
+    instance, then interrupts (most urgent model first), then prefetches by lowest instance.
     An instance that has nothing to choose from is set idle here, by the same rule in each driver.
     """
     r = lists.first(state, lists.routing_list(state))
@@ -303,6 +304,10 @@ def next_decision(state: State) -> tuple[int, int]:
         if asks_turn(state, g):
             return DecisionKind.TURN.value, g
         g = bits.first_from(state.vacant, g + 1)
+    if state.pool[0].interrupt_slack_ns > 0:
+        _, g = urgent_arrival(state)
+        if g != NONE:
+            return DecisionKind.INTERRUPT.value, g
     if state.pool[0].prefetches != 0:
         g = bits.first_from(state.prefetch_due, 0)
         if g >= 0 and not any_prefetch(state):
@@ -317,9 +322,9 @@ def next_decision(state: State) -> tuple[int, int]:
 @kernel
 def pose(state: State, kind: int, index: int, event: Record) -> None:
     """Prepare `event` as the plainest answer to a decision: idle (while a model starves: a turn of
-    it), no prefetch, first route.
+    it), no prefetch, first route, the turn kept.
 
-    A policy overwrites what it decides; for a turn: kind TURN, model, quota_ns.
+    A policy overwrites what it decides; for a turn: kind TURN, model, quota_ns; to stop one: n = 1.
     """
     event.time_ns = state.pool[0].now_ns
     event.id, event.n, event.tag, event.quota_ns = NONE, 0, NONE, FOREVER_NS
@@ -332,6 +337,9 @@ def pose(state: State, kind: int, index: int, event: Record) -> None:
         event.kind = EventKind.ROUTE
         event.request, event.instance = index, first_route(state, index)
         event.id = state.requests[index].id
+    elif kind == DecisionKind.INTERRUPT:
+        event.kind = EventKind.INTERRUPT
+        event.model, _ = urgent_arrival(state)
     elif starving_model(state, index) != NONE:
         event.kind, event.quota_ns = EventKind.TURN, SERVE_NS
         event.model = starving_model(state, index)

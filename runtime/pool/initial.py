@@ -133,6 +133,8 @@ def _fill_pool(state: State, spec: PoolSpec, models: tuple[ModelSpec, ...]) -> N
     budget = spec.tp * spec.weight_budget_bytes
     pool["weight_budget_bytes"] = budget or spec.weight_slots * largest
     pool["max_wait_ns"] = round(spec.max_wait_s * NS)
+    pool["interrupt_slack_ns"] = round(spec.interrupt_slack_s * NS)
+    pool["asks_ns"] = NONE
     pool["command_ns"] = round(spec.command_s * NS)
     pool["turn_overhead_ns"] = round(spec.turn_overhead_s * NS)
     pool["host_kv_waits"] = spec.host_kv_full is HostKvFull.WAIT
@@ -150,7 +152,7 @@ def _fill_models(
     table["load_ns"] = np.ceil(table["weight_bytes"] / rate * 1e9)
     table["kv_token_bytes"] = [model.kv_token_bytes for model in models]
     table["waiting_since_ns"] = table["urgent_ns"] = table["oldest_ns"] = FOREVER_NS
-    table["running_head"] = table["place"] = NONE
+    table["running_head"] = table["place"] = table["asks_ns"] = NONE
     table["block_bytes"] = [model.kv_token_bytes * spec.block_tokens for model in models]
     table["ttft_ns"] = [round(slo.ttft_s * NS) for slo in slos]
     table["tbt_ns"] = [round(slo.tbt_s * NS) for slo in slos]

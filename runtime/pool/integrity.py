@@ -301,6 +301,9 @@ def check_models(view: View) -> None:
     open_count = view.total(view.requests["model"], view.is_open, 1, len(models))
     since = models["waiting_since_ns"]
     equal("models", "waiting_since_ns", since, FOREVER_NS, open_count == 0)
+    asks, latest = models["asks_ns"], view.pool["asks_ns"]
+    within("models", "asks_ns", asks, NONE, latest)
+    within("pool", "asks_ns", latest, NONE, view.pool["now_ns"])
     within("models", "waiting_since_ns", since, 0, view.pool["now_ns"], open_count > 0)
 
 

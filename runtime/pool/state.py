@@ -54,6 +54,7 @@ MODEL = np.dtype(
         ("kv_token_bytes", "i8"),
         ("ttft_ns", "i8"),
         ("tbt_ns", "i8"),
+        ("asks_ns", "i8"),  # an arrival of it then may pose an INTERRUPT (interrupts.py); or NONE
         ("waiting_since_ns", "i8"),  # when its oldest unserved work became available, or FOREVER
         ("rate_rps", "f8"),  # decaying count of arrivals (tau = RATE_TAU_S)
         ("rate_at_ns", "i8"),
@@ -79,6 +80,7 @@ INSTANCE = np.dtype(
         ("quota_ns", "i8"),
         ("decoded_ns", "i8"),  # decode time of the present turn
         ("turn_start_ns", "i8"),
+        ("stage_ns", "i8"),  # when the present run of steps, or other stage, began
         ("served_ns", "i8"),  # end of its last turn
         ("compute_ns", "i8"),  # prefill and decode time since its last switch
         ("batch_context_tokens", "i8"),
@@ -167,6 +169,8 @@ POOL = np.dtype(
         ("rate_rps", "f8"),  # the sum of its models', as of the last arrival
         ("rate_at_ns", "i8"),
         ("max_wait_ns", "i8"),
+        ("interrupt_slack_ns", "i8"),  # 0: no INTERRUPT decisions
+        ("asks_ns", "i8"),  # the latest `asks_ns` of a model, or NONE
         ("command_ns", "i8"),
         ("turn_overhead_ns", "i8"),
         ("kv_fraction", "f8"),

@@ -20,6 +20,7 @@ from runtime.core import (
 )
 from runtime.pool import bits, lists
 from runtime.pool.candidates import can_route, has_turn_work, is_starving, starving_model
+from runtime.pool.interrupts import can_stop, note_arrival, stop_turn
 from runtime.pool.links import advance_kv_in, change_outgoing, end_kv_in, end_load
 from runtime.pool.memory import (
     bytes_for,
@@ -111,6 +112,8 @@ def _dispatch(state: State, event: Record) -> int:
         return _expire(state, event.request)
     if kind == EventKind.CANCEL:
         return _cancel(state, event.request)
+    if kind == EventKind.INTERRUPT:
+        return _interrupt(state, g, event.model, event.n)
     if kind == EventKind.INSTANCE_FAILED:
         return _instance_failed(state, g)
     return _instance_joined(state, g)
@@ -161,6 +164,7 @@ def _arrival(state: State, event: Record) -> int:
         reopen(state, r, RequestPhase.WAITING)
         if pool.is_push == 0:
             try_join(state, r)
+        note_arrival(state, r)
     return Outcome.OK
 
 
@@ -206,6 +210,17 @@ def _turn(state: State, event: Record) -> int:
     if not is_starving(state, m) and starving_model(state, g) != NONE:
         return Outcome.REFUSED
     begin_turn(state, g, m, event.phases, event.quota_ns, event.tag, event.joins)
+    return Outcome.OK
+
+
+@inner
+def _interrupt(state: State, g: int, m: int, n: int) -> int:
+    """Keep the turn on g (n = 0), or end it at its next token boundary as if its quota was over."""
+    if state.models[m].asks_ns != state.pool[0].now_ns or (n != 0 and not can_stop(state, g)):
+        return Outcome.REFUSED
+    state.models[m].asks_ns = NONE
+    if n != 0:
+        stop_turn(state, g)
     return Outcome.OK
 
 

@@ -311,7 +311,7 @@ def welcome(state: State, g: int) -> None:
 def settle(state: State, g: int) -> None:
     """Enter the next stage; what came to join begins to move in, if nothing does."""
     inst = state.instances[g]
-    inst.stage = next_stage(state, g)
+    inst.stage, inst.stage_ns = next_stage(state, g), state.pool[0].now_ns
     works = inst.stage == Stage.PREFILL or inst.stage == Stage.DECODE
     if inst.stage == Stage.KV_IN or (works and state.pool[0].kv_in_overlaps != 0):
         size = lists.count(state, lists.instance_list(state, g, lists.INCOMING))

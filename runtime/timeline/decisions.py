@@ -11,7 +11,13 @@ from runtime.core import FOREVER_NS, NONE, NS, EventKind, Phases
 from runtime.pool.state import Table
 from runtime.timeline.spans import PARTS, SpanKind, Timeline
 
-ANSWERS = (EventKind.TURN, EventKind.IDLE, EventKind.PREFETCH, EventKind.ROUTE)
+ANSWERS = (
+    EventKind.TURN,
+    EventKind.IDLE,
+    EventKind.PREFETCH,
+    EventKind.ROUTE,
+    EventKind.INTERRUPT,
+)
 Mask = npt.NDArray[np.bool_]
 
 
@@ -20,7 +26,8 @@ def decision_log(timeline: Timeline, journal: Table, models: Sequence[str]) -> p
 
     `decision` is its row of the journal, as in the timeline's spans. `end_s`: when the turn, or the
     load of a prefetch, ended; null while it lasts. `requests`: how many the turn prefilled or
-    decoded; `tokens`: what it emitted. `is_cut`: the instance failed, or the load was dropped.
+    decoded; `tokens`: what it emitted. `stops`: did an interrupt stop the turn for `model`.
+    `is_cut`: the instance failed, or the load was dropped.
     """
     rows = np.flatnonzero(np.isin(journal["kind"], ANSWERS))
     at_ns = journal["time_ns"][rows]
@@ -42,6 +49,7 @@ def decision_log(timeline: Timeline, journal: Table, models: Sequence[str]) -> p
             "quota_s": quota_s(answers["quota_ns"], is_turn),
             "tag": present(answers["tag"]),
             "joins": nullable(answers["joins"] != 0, is_turn),
+            "stops": nullable(answers["n"] != 0, answers["kind"] == EventKind.INTERRUPT),
             "is_fallback": answers["is_fallback"] != 0,
             **outcomes(timeline, rows, is_turn),
         }

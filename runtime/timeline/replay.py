@@ -34,9 +34,10 @@ LIST_OF: dict[int, int] = {
 }
 QUIET = {  # kinds that end no work and no move
     *(EventKind.ARRIVAL, EventKind.EXPIRE, EventKind.CANCEL, EventKind.FINISHED),
-    *(EventKind.TURN, EventKind.IDLE, EventKind.PREFETCH, EventKind.ROUTE),
+    *(EventKind.TURN, EventKind.IDLE, EventKind.PREFETCH, EventKind.ROUTE, EventKind.INTERRUPT),
 }
 KV_IN_DONE, KV_OUT_DONE = EventKind.KV_IN_DONE.value, EventKind.KV_OUT_DONE.value
+INTERRUPT = EventKind.INTERRUPT.value
 COMMANDED, DOWN = Stage.COMMANDED.value, Stage.DOWN.value
 OK, TABLE_FULL = Outcome.OK.value, Outcome.TABLE_FULL.value
 COPIED = (
@@ -116,6 +117,9 @@ class Replay:
                 self._note_kv_in(g, seen, int(event["n"]))
             if kind == KV_OUT_DONE:
                 self._note_kv_out(g, seen, int(event["n"]))
+        if kind == INTERRUPT:
+            asked = {"n": int(event["n"]), "model": int(event["model"])}
+            self._add(SpanKind.INTERRUPT, g, self.now_ns, decision=row, **asked)
         if g != NONE:
             self._note_load(row, g)
         if (self.stage != self.seen_stage).any():

@@ -22,6 +22,7 @@ class SpanKind(IntEnum):
     KV_OUT = 6  # beside turns: one group of requests on its way to the host
     LOAD_AHEAD = 7  # beside turns: a prefetch, until its weights are in place or dropped
     DOWN = 8  # the instance has failed
+    INTERRUPT = 9  # an instant: its turn was to stop for `model`; n = 1: it did, 0: it was kept
 
 
 WORK = (SpanKind.PREFILL, SpanKind.DECODE)

@@ -102,9 +102,11 @@ def slices(timeline: Timeline, models: Sequence[str]) -> Iterator[Event]:
         g, kind = int(span["instance"]), SpanKind(int(span["kind"]))
         ts = ts_us(timeline, int(span["start_ns"]))
         duration = ts_us(timeline, int(span["end_ns"])) - ts
+        model = models[span["model"]] if span["model"] != NONE else "several models"
+        if kind == SpanKind.INTERRUPT:
+            yield interrupt(timeline, span, model)
         if duration == 0:
             continue
-        model = models[span["model"]] if span["model"] != NONE else "several models"
         yield {
             "ph": "X",
             "name": NAMES.get(kind, model),
@@ -118,6 +120,21 @@ def slices(timeline: Timeline, models: Sequence[str]) -> Iterator[Event]:
         if kind == SpanKind.DOWN:
             where = {"pid": FIRST_NODE + int(timeline.nodes[g]), "tid": track(g, TURNS)}
             yield {"ph": "i", "name": f"instance {g} failed", "ts": ts, "s": "p", **where}
+
+
+def interrupt(timeline: Timeline, span: Record, model: str) -> Event:
+    """A mark on the turn that was to stop."""
+    g = int(span["instance"])
+    return {
+        "ph": "i",
+        "name": f"{'stopped' if span['n'] else 'not stopped'} for {model}",
+        "cat": "interrupt",
+        "pid": FIRST_NODE + int(timeline.nodes[g]),
+        "tid": track(g, TURNS),
+        "ts": ts_us(timeline, int(span["start_ns"])),
+        "s": "t",
+        "args": {"model": model, "decision": int(span["decision"])},
+    }
 
 
 def slice_args(span: Record, kind: SpanKind, model: str) -> dict[str, Any]:

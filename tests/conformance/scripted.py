@@ -709,6 +709,9 @@ class ScriptedPool:
             is_known = event["model"] in range(NONE, len(self.models))
             return bool(event["kind"] == EventKind.PREFETCH and is_known)
         is_known = event["model"] in range(len(self.models))
+        if kind == DecisionKind.INTERRUPT:
+            is_stop_or_keep = event["n"] in (0, 1)
+            return bool(event["kind"] == EventKind.INTERRUPT and is_known and is_stop_or_keep)
         is_turn = event["kind"] == EventKind.TURN and is_known and event["quota_ns"] > 0
         return bool(is_turn or event["kind"] == EventKind.IDLE)
 

@@ -196,7 +196,8 @@ def draw(seed: int) -> Scenario:
         pool = with_groups(pool, np.random.default_rng([seed, 2]))
     if seed % 3:
         pool = with_transport(pool, np.random.default_rng([seed, 4]))
-    script = script_of(())
+    slack_s = float(np.random.default_rng([seed, 5]).choice([0.0, 1.0, 15.0]))
+    pool, script = replace(pool, interrupt_slack_s=slack_s), script_of(())
     if seed % 4 > 1:
         pool, script = draw_script(trace, pool, np.random.default_rng([seed, 3]))
     return Scenario(trace, pool, slo, horizon, script)
@@ -231,6 +232,9 @@ class Erratic:
         if kind == DecisionKind.ROUTE:
             able = [g for g in range(len(state.instances)) if can_route(state, index, g)]
             event["instance"], event["tag"] = memory.choice(able), memory.integers(-1, 2)
+            return
+        if kind == DecisionKind.INTERRUPT:
+            event["n"] = memory.integers(2)
             return
         models = np.flatnonzero(state.models["waiting_since_ns"] != FOREVER_NS)
         if kind == DecisionKind.PREFETCH:

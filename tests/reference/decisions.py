@@ -16,7 +16,7 @@ from runtime.core import (
 
 
 class Decisions(Pool):
-    """Routes come first, then turns, then prefetches, each by lowest index."""
+    """Routes come first, then turns, then interrupts, then prefetches, each by lowest index."""
 
     def _is_starving(self, m: int) -> bool:
         since, bound_ns = self.waiting_since[m], round(self.spec.max_wait_s * NS)
@@ -80,7 +80,7 @@ class Decisions(Pool):
         return any(i.is_in_turn or self._is_leaving(i) or i.loading != NONE for i in self.instances)
 
     def _question(self) -> Question | None:
-        """Routes first, then turns, then prefetches."""
+        """Routes first, then turns, then interrupts, then prefetches."""
         for r in self._routing():
             if self._routes(r):
                 return self._ask(DecisionKind.ROUTE, r.id, [], self._routes(r))
@@ -89,6 +89,10 @@ class Decisions(Pool):
         for inst in self.instances:
             if inst.stage in (Stage.FREE, Stage.IDLE) and self._asks_turn(inst):
                 return self._ask(DecisionKind.TURN, inst.index, self._turn_candidates(inst))
+        for m in self._newcomers():
+            inst = self._turn_to_stop(m)
+            if inst is not None:
+                return self._ask(DecisionKind.INTERRUPT, inst.index, [m])
         if self.spec.prefetch is PrefetchMode.CAUSAL and self.spec.weight_slots > 1:
             if any(self._wants_prefetch(m) for m in range(len(self.models)) if self._open(m)):
                 for inst in self.instances:
@@ -105,6 +109,41 @@ class Decisions(Pool):
             return True
         inst.stage, inst.seen_wakes = Stage.IDLE, self.wakes
         return False
+
+    def _newcomers(self) -> list[int]:
+        """Models of which a request came just now, that no turn runs; most urgent first."""
+        running = {inst.model for inst in self.instances if inst.is_in_turn}
+        came = [m for m, asks_ns in enumerate(self.asks_ns) if asks_ns == self.now_ns]
+        found = [m for m in came if self._open(m) and m not in running]
+        return sorted(found, key=lambda m: (self._urgent_ns(m), m))
+
+    def _turn_to_stop(self, m: int) -> Instance | None:
+        """Whose turn an arrival of m may interrupt: the one that could begin soonest once it stops
+        (ties: the longest turn, the lowest index), if the arrival is urgent."""
+        able = [inst for inst in self.instances if self._can_prefill(inst, m)]
+        if not able or any(not inst.is_in_turn for inst in able):
+            return None
+        waits_ns = [self._quota_left_ns(i) + self._switch_left_ns(i, m) for i in able]
+        if self.slos[m].ttft_ns - min(waits_ns) >= round(self.spec.interrupt_slack_s * NS):
+            return None
+        keys = [(self._switch_left_ns(i, m), i.ordered_ns, i.index) for i in able if self._ends(i)]
+        if not keys or min(keys)[0] >= min(waits_ns):
+            return None
+        return self.instances[min(keys)[2]]
+
+    def _can_prefill(self, inst: Instance, m: int) -> bool:
+        is_up = inst.stage != Stage.DOWN
+        return is_up and bool(self._takeable(inst, m, inst.role & Phases.PREFILL))
+
+    def _quota_left_ns(self, inst: Instance) -> int:
+        is_run = inst.work is not None and inst.stage == Stage.DECODE
+        run_ns = self.now_ns - inst.work.began_ns if is_run else 0
+        return max(0, inst.quota_ns - inst.decoded_ns - run_ns)
+
+    def _ends(self, inst: Instance) -> bool:
+        """Would its turn end at the next step, without a quota, and not with it?"""
+        is_decoding = inst.stage == Stage.DECODE and not inst.prefill and not inst.incoming
+        return self.spec.token_preempt and is_decoding and self._quota_left_ns(inst) > 0
 
     def _asks_prefetch(self, inst: Instance) -> bool:
         """Without a candidate it waits for the next arrival."""

@@ -134,6 +134,8 @@ class Emulator(Decisions):
         else:
             self._offer(r, RequestPhase.WAITING)
             self._try_join(r)
+            if r.where != Where.TURN and self.spec.interrupt_slack_s > 0:
+                self.asks_ns[r.model] = self.now_ns
 
     def _moved_out(self, inst: Instance) -> None:
         assert inst.kv_out is not None
@@ -502,6 +504,9 @@ class Emulator(Decisions):
                 return False
             self._note(EventKind.IDLE, instance=inst.index, **row)
             inst.stage, inst.seen_wakes = Stage.IDLE, self.wakes
+        elif answer.kind == EventKind.INTERRUPT:
+            self._note(answer.kind, instance=inst.index, model=answer.model, n=answer.stops)
+            self._interrupt(inst, answer)
         elif answer.kind == EventKind.PREFETCH:
             return self._prefetch(inst, answer.model, row)
         else:
@@ -524,6 +529,13 @@ class Emulator(Decisions):
         self._offer(r, r.phase)
         self._try_join(r)
         self.wakes += 1
+
+    def _interrupt(self, inst: Instance, answer: Answer) -> None:
+        """A turn that stops has no quota from now on, and nothing joins it."""
+        self.asks_ns[answer.model] = None
+        if answer.stops:
+            inst.quota_ns, inst.joins = 0, 0
+            self._break_run(inst)
 
     def _prefetch(self, inst: Instance, m: int, row: dict[str, int]) -> bool:
         s, held = self._prefetch_slot(inst), self._slot_of(inst, m)

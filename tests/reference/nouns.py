@@ -80,6 +80,7 @@ class Answer(NamedTuple):
     joins: int = 1
     tag: int = NONE
     instance: int = NONE
+    stops: int = 0
 
 
 class Row(NamedTuple):

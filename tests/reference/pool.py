@@ -17,10 +17,12 @@ from reference.nouns import (
     Rule,
     Slo,
     Slot,
+    Transfer,
     Where,
 )
 from runtime.core import (
     NONE,
+    NS,
     Dispatch,
     HostKvFull,
     KvPlace,
@@ -62,6 +64,7 @@ class Pool(Links):
         first = [m for m in range(len(models)) if sum(sizes[: m + 1]) <= spec.host_weight_bytes]
         self.nodes = [Node(list(first), [0] * len(models)) for _ in range(spec.nodes)]
         self.waiting_since: list[int | None] = [None] * len(models)
+        self.asks_ns: list[int | None] = [None] * len(models)  # when one came, to be asked about
         self.wakes = self.refused = self.recomputed = 0
         self.journal: list[Row] = []
         self.questions: list[Question] = []
@@ -269,6 +272,24 @@ class Pool(Links):
         chunk_ns = max(1, math.ceil(chunk / (load.share * self._h2d) * 1e9))
         rest = self._rest_ns(load, self._in_flows(inst)) % chunk_ns
         return math.ceil(rest * (load.share / share)) if load.share > share else rest
+
+    def _switch_left_ns(self, inst: Instance, m: int) -> int:
+        """Until a turn of m could begin to work, if it was ordered now and the links stay as they
+        are."""
+        overhead_ns, flows = round(self.spec.turn_overhead_s * NS), self._in_flows(inst)
+        s = self._slot_of(inst, m)
+        if s == NONE:
+            rate = self._load_rate(inst, m)
+            left_ns = self._chunk_rest_ns(inst, rate / self._h2d)
+            left_ns += math.ceil(self.models[m].weight_bytes / rate * 1e9)
+            load = Transfer(left_ns, rate / self._h2d, NONE)
+            flows += self._way_in(inst) is None
+        elif s == inst.loading:
+            assert inst.load is not None
+            load = inst.load
+        else:
+            return overhead_ns
+        return overhead_ns + math.ceil(self._rest_ns(load, flows) * self._slow(load, flows))
 
     def _load(self, inst: Instance, s: int, m: int, *, is_ahead: bool) -> None:
         """A load under way is dropped with its progress."""

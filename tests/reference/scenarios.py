@@ -108,6 +108,7 @@ def pools(draw: st.DrawFn) -> PoolSpec:
         step_overhead_s=draw(one_of(0.0, 0.0007)),
         step_quantum_s=draw(one_of(0.0, 0.001)),
         max_wait_s=draw(one_of(0.0, 1.0)),
+        interrupt_slack_s=draw(one_of(0.0, 1.0, 20.0)),
         priorities=draw(st.booleans()),
         ttft_timeout_s=draw(one_of(0.0, 0.0, 0.5, 3.0)),
         max_queue=draw(one_of(0, 0, 0, 4)),

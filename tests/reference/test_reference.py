@@ -53,6 +53,9 @@ class Rules:
     def __call__(self, question: Question, number: int) -> Answer:
         if question.kind == DecisionKind.ROUTE:
             return Answer(EventKind.ROUTE, instance=self._route(question, number))
+        if question.kind == DecisionKind.INTERRUPT:
+            stops = self.name == "oldest" or self._draw(number, 2, 5)
+            return Answer(EventKind.INTERRUPT, question.candidates[0].model, stops=int(stops))
         if self.name == "erratic":
             return self._erratic(question, number)
         model = min((c.oldest_ns, c.model) for c in question.candidates)[1]
@@ -105,7 +108,7 @@ class Follow:
         return None
 
     def decide(self, state: State, kind: int, index: int, event: Any, memory: None) -> None:
-        question = self._question(state, kind, index)
+        question = self._question(state, kind, index, int(event["model"]))
         found = self.rule(question, len(self.questions))
         self.questions.append(question)
         event["kind"] = found.kind
@@ -113,13 +116,17 @@ class Follow:
             event["instance"], event["tag"] = found.instance, found.tag
         elif kind == DecisionKind.PREFETCH:
             event["model"] = found.model
+        elif kind == DecisionKind.INTERRUPT:
+            event["n"] = found.stops
         elif found.kind == EventKind.TURN:
             for name in ("model", "quota_ns", "phases", "joins", "tag"):
                 event[name] = getattr(found, name)
 
-    def _question(self, state: State, kind: int, index: int) -> Any:
+    def _question(self, state: State, kind: int, index: int, urgent: int) -> Any:
         requests, instances, models = state.requests, range(len(state.instances)), []
-        if kind != DecisionKind.ROUTE:
+        if kind == DecisionKind.INTERRUPT:
+            models = [urgent]
+        elif kind != DecisionKind.ROUTE:
             rows = np.zeros(len(state.models), np.int64)
             count, _ = fill_rows(state, kind, index, rows)
             models = sorted(rows[:count].tolist())

@@ -234,7 +234,7 @@ class HandPool:
 REFUSABLE = (
     EventKind.TURN, EventKind.IDLE, EventKind.PREFETCH, EventKind.ROUTE, EventKind.CANCEL,
     EventKind.EXPIRE, EventKind.FINISHED, EventKind.INSTANCE_FAILED, EventKind.INSTANCE_JOINED,
-    EventKind.ARRIVAL,
+    EventKind.ARRIVAL, EventKind.INTERRUPT,
 )  # fmt: skip
 
 

@@ -62,6 +62,7 @@ POOLS = st.fixed_dictionaries(
         "prefill_chunk_tokens": st.sampled_from([0, 0, 5]),
         "max_wait_s": st.sampled_from([0.0, 0.2]),
         "max_queue": st.sampled_from([0, 3]),
+        "interrupt_slack_s": st.sampled_from([0.0, 0.5, 9.0]),
     }
 )
 TOPOLOGIES = st.sampled_from(
@@ -280,6 +281,8 @@ class Machine(RuleBasedStateMachine):
         event = self.pool.posed(kind, index)
         if kind == DecisionKind.ROUTE:
             event["tag"] = move.tag
+        elif kind == DecisionKind.INTERRUPT:
+            event["n"] = move.pick % 2
         else:
             rows, overflow = self.pool.rows(kind, index)
             assert rows
@@ -295,7 +298,15 @@ class Machine(RuleBasedStateMachine):
         self.pool.drain()
 
     @rule(
-        kind=st.sampled_from([EventKind.TURN, EventKind.PREFETCH, EventKind.ROUTE, EventKind.IDLE]),
+        kind=st.sampled_from(
+            [
+                EventKind.TURN,
+                EventKind.PREFETCH,
+                EventKind.ROUTE,
+                EventKind.IDLE,
+                EventKind.INTERRUPT,
+            ]
+        ),
         g=st.integers(0, 1),
         model=st.integers(0, 2),
         r=st.integers(0, 3),
@@ -310,7 +321,7 @@ class Machine(RuleBasedStateMachine):
             return
         model %= len(self.pool.state.models)
         self.pool.apply(
-            kind, instance=g, model=model, request=r, phases=phases, quota_ns=FOREVER_NS
+            kind, instance=g, model=model, request=r, phases=phases, quota_ns=FOREVER_NS, n=r % 2
         )
         self.pool.drain()
 

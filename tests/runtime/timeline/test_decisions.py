@@ -27,7 +27,18 @@ JOURNAL = (
     (EventKind.STEPS, 2.3, ONE | {"n": 2, "x": 0.1}),
 )
 NOTHING = dict.fromkeys(
-    ("instance", "request", "model", "phases", "quota_s", "tag", "joins", "end_s", "is_cut"),
+    (
+        "instance",
+        "request",
+        "model",
+        "phases",
+        "quota_s",
+        "tag",
+        "joins",
+        "stops",
+        "end_s",
+        "is_cut",
+    ),
 )
 NOTHING |= dict.fromkeys(("requests", "tokens", *(f"{kind.name.lower()}_s" for kind in PARTS)))
 NAMES = ["index", "aegaeon", "serverlessllm", "muxserve", "cut", "shed", "faults"]
