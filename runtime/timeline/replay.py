@@ -118,8 +118,8 @@ class Replay:
             if kind == KV_OUT_DONE:
                 self._note_kv_out(g, seen, int(event["n"]))
         if kind == INTERRUPT:
-            asked = {"n": int(event["n"]), "model": int(event["model"])}
-            self._add(SpanKind.INTERRUPT, g, self.now_ns, decision=row, **asked)
+            n, model = int(event["n"]), int(event["model"])
+            self._add(SpanKind.INTERRUPT, g, self.now_ns, n=n, model=model, decision=row)
         if g != NONE:
             self._note_load(row, g)
         if (self.stage != self.seen_stage).any():
