@@ -104,7 +104,7 @@ class RowNetwork(nn.Module):
         size, levels = len(context), len(self.quotas_s)
         by_row, by_context = self.first.weight[:, :F], self.first.weight[:, F:]
         shared = torch.addmm(self.first.bias, context, by_context.T)
-        hidden = torch.relu_(torch.addmm(shared[owner], rows, by_row.T))
+        hidden = torch.relu_(torch.addmm(shared.index_select(0, owner), rows, by_row.T))
         hidden = torch.relu_(self.second(hidden))
         index, best = self.index_of(rows, owner, context)
         scores = index[:, None] - self.penalty + self.last(hidden)
@@ -116,14 +116,21 @@ class RowNetwork(nn.Module):
     @torch.no_grad()
     def index_of(self, rows: Tensor, owner: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The index of each row [N], and of each decision's best [B], 0 without a row."""
-        base = self.base[(context[:, IS_PREFETCH] > 0.5).long()]
-        index = (rows * base[owner]).sum(1)
+        is_prefetch = (context[:, IS_PREFETCH] > 0.5).long().index_select(0, owner)
+        index = (rows @ self.base.T).gather(1, is_prefetch[:, None])[:, 0]
         best = index.new_full((len(context),), -torch.inf)
         best.scatter_reduce_(0, owner, index, "amax")
         return index, torch.where(torch.isfinite(best), best, 0.0)
 
     def forward_critic(self, decisions: Packed) -> Tensor:
         return self.critic(torch.cat([decisions.summary, decisions.context], dim=1))
+
+
+def drawn(log_probs: Tensor) -> Tensor:
+    """One action [B, 1] by its probability; none that has no chance."""
+    upto = log_probs.double().exp_().cumsum(dim=1)
+    at = torch.rand(len(upto), 1, dtype=torch.float64) * upto[:, -1:]
+    return (upto <= at).sum(dim=1, keepdim=True).clamp_(max=upto.shape[1] - 1)
 
 
 class RowPolicy(MaskableMultiInputActorCriticPolicy):
@@ -156,7 +163,7 @@ class RowPolicy(MaskableMultiInputActorCriticPolicy):
         if deterministic:
             chosen = log_probs.argmax(dim=1, keepdim=True)
         else:
-            chosen = torch.multinomial(log_probs.exp(), 1)
+            chosen = drawn(log_probs)
         idle, last = log_probs.shape[1] - 1, self.rows * self.levels
         actions = torch.where(chosen == idle, last, chosen)[:, 0]
         return actions, values, log_probs.gather(1, chosen)[:, 0]

@@ -156,15 +156,15 @@ class Rollout:
             rows=torch.from_numpy(rows),
             owner=torch.from_numpy(owner),
             place=torch.from_numpy(place),
-            summary=self.summary[which],
-            context=self.context[which],
+            summary=self.summary.index_select(0, which),
+            context=self.context.index_select(0, which),
         )
         return MaskableDictRolloutBufferSamples(
             observations=decisions,
-            actions=self.actions[which],
-            old_values=self.values[which],
-            old_log_prob=self.log_probs[which],
-            advantages=self.advantages[which],
-            returns=self.returns[which],
-            action_masks=self.masks[which],
+            actions=self.actions.index_select(0, which),
+            old_values=self.values.index_select(0, which),
+            old_log_prob=self.log_probs.index_select(0, which),
+            advantages=self.advantages.index_select(0, which),
+            returns=self.returns.index_select(0, which),
+            action_masks=self.masks.index_select(0, which),
         )
