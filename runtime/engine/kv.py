@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -320,7 +321,7 @@ class KvArena:
             self._moving[at] = moving._replace(blocks=rest)
             taken += chosen
             if self._poison:
-                stream.run(lambda chosen=chosen: self._fill(size, chosen))
+                stream.run(partial(self._fill, size, chosen))
         self._moving = [moving for moving in self._moving if moving.blocks]
         return taken
 
