@@ -9,7 +9,7 @@ Letters: T new tokens of all requests, H query heads, J key heads, D head size, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -128,8 +128,8 @@ class Shell:
         self.step = Step()
         self._model = self._build()
         self._names = self._parameter_names()
-        self._bound: object = None
-        self._views: dict[object, list[Tensor]] = {}
+        self._bound: Hashable = None
+        self._views: dict[Hashable, list[Tensor]] = {}
 
     def _build(self) -> nn.Module:
         with torch.device("meta"):
@@ -161,12 +161,12 @@ class Shell:
         """The first name of every distinct parameter."""
         return [names[0] for names, _ in self._names]
 
-    def bind(self, key: object, views: Mapping[str, Tensor] | None = None) -> None:
-        """Compute with these weights from now on; under a known `key` (a blob in a slot) the
-        views are remembered, and binding again only swaps pointers."""
+    def bind(self, key: Hashable, views: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Compute with these weights from now on. `key` names a layout in a place: its views are
+        made once, and binding again only swaps pointers."""
         if key not in self._views:
-            assert views is not None, f"no views for {key}"
-            self._views[key] = [self._find(names, views) for names, _ in self._names]
+            found = views()
+            self._views[key] = [self._find(names, found) for names, _ in self._names]
         if self._bound == key:
             return
         for view, (_, holders) in zip(self._views[key], self._names, strict=True):
@@ -174,12 +174,6 @@ class Shell:
             for module, name in holders:
                 module._parameters[name] = parameter
         self._bound = key
-
-    def forget(self, key: object) -> None:
-        """Drop the views of a slot that will hold something else."""
-        self._views.pop(key, None)
-        if self._bound == key:
-            self._bound = None
 
     def _find(self, names: Sequence[str], views: Mapping[str, Tensor]) -> Tensor:
         name = next((name for name in names if name in views), None)

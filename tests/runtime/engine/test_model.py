@@ -17,7 +17,7 @@ class Rig:
 
     def __init__(self, model, blocks: int = 24) -> None:
         self.shell = Shell(model.config.to_dict(), torch.float32, "cpu")
-        self.shell.bind("a", dict(model.named_parameters()))
+        self.shell.bind("a", lambda: dict(model.named_parameters()))
         layers, heads, size = self.shell.geometry
         self.kv = torch.full((blocks, layers, 2, BLOCK, heads, size), float("nan"))
         self.table = torch.randperm(blocks, generator=torch.Generator().manual_seed(1)).tolist()
@@ -69,9 +69,9 @@ def test_shell_bound_to_other_weights_computes_with_them():
     first, second, tokens = tiny_model("qwen2"), tiny_model("qwen2", seed=5), prompt()
     rig = Rig(first)
     before = rig.logits(tokens, 0)
-    rig.shell.bind("b", dict(second.named_parameters()))
+    rig.shell.bind("b", lambda: dict(second.named_parameters()))
     assert not torch.allclose(rig.logits(tokens, 0), before)
-    rig.shell.bind("a")
+    rig.shell.bind("a", dict)
     assert torch.equal(rig.logits(tokens, 0), before)
 
 
@@ -80,9 +80,9 @@ def test_shell_refuses_weights_that_do_not_fit():
     weights = dict(tiny_model("qwen2").named_parameters())
     short = {name: view for name, view in weights.items() if name != "model.norm.weight"}
     with pytest.raises(UserError, match=r"lack 'model.norm.weight'"):
-        shell.bind("x", short)
+        shell.bind("x", lambda: short)
     with pytest.raises(UserError, match=r"shape \(3,\): expected \(32,\)"):
-        shell.bind("x", {**weights, "model.norm.weight": torch.ones(3)})
+        shell.bind("x", lambda: {**weights, "model.norm.weight": torch.ones(3)})
 
 
 @pytest.mark.parametrize(
