@@ -1,0 +1,215 @@
+"""Runs turns on one device: many models, switched between tokens.
+
+The caller decides what runs (a `Plan`); the engine owns weights, KV, tokens and time. `run_turn`
+is a generator: between its events the caller may `join` requests, `stop` the turn, `cancel` a
+request or `prefetch` a model; all take effect at the next token boundary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from runtime.engine.arena import Arena
+from runtime.engine.blob_index import BlobIndex
+from runtime.engine.device import Device, Event
+from runtime.engine.host_kv import HostRecord
+from runtime.engine.kv import KvArena, KvSpec
+from runtime.engine.live import Inputs, Live
+from runtime.engine.loader import Loader
+from runtime.engine.model import Shell, shape_key
+from runtime.engine.plan import Plan, Request, RequestId, TurnEvent
+from runtime.engine.residents import Blobs, Residents
+from runtime.engine.text import Tokenizer
+from runtime.engine.turn import Turn
+from runtime.errors import UserError, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model the engine knows: what its bytes are, its shell, its KV."""
+
+    index: BlobIndex
+    layout: int  # equal for models whose bytes are laid out alike
+    shell: Shell
+    spec: KvSpec
+    layers: tuple[Tensor, ...]  # views of the KV arena
+    tokenizer: Tokenizer | None
+
+
+@dataclass(slots=True)
+class Inbox:
+    """What the caller wants at the next boundary; appended to from any thread."""
+
+    incoming: deque[RequestId] = field(default_factory=deque)
+    prefill: deque[RequestId] = field(default_factory=deque)
+    batch: deque[RequestId] = field(default_factory=deque)
+    cancelled: deque[RequestId] = field(default_factory=deque)
+    stop: bool = False
+
+
+class Engine:
+    """One device's models, requests and turns.
+
+    Args:
+        arena: its memory: slots of weights, and the bytes that `kv` manages.
+        blobs: where weights come from.
+        block: tokens of a KV block.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        arena: Arena,
+        kv: KvArena,
+        blobs: Blobs,
+        *,
+        loader: Loader | None = None,
+        block: int = 16,
+    ) -> None:
+        self.device, self.kv, self.block = device, kv, block
+        self.loader = loader or Loader(device)
+        self.residents = Residents(device, arena, self.loader, blobs)
+        self.inbox = Inbox()
+        self.lives: dict[RequestId, Live] = {}
+        self._models: dict[str, Served] = {}
+        self._shells: dict[str, Shell] = {}
+        self._layouts: dict[tuple[str, ...], int] = {}
+        self._active: str | None = None
+
+    # What there is
+
+    def add_model(self, name: str, index: BlobIndex, tokenizer: Tokenizer | None = None) -> None:
+        """Make a model known; models of one shape share a shell."""
+        key = shape_key(index.config, index.dtype)
+        if key not in self._shells:
+            self._shells[key] = Shell(index.config, index.dtype, self.device.torch)
+        shell = self._shells[key]
+        spec = KvSpec(*shell.geometry, index.dtype, self.block)
+        view = self.kv.view(spec)
+        layers = tuple(view[:, layer] for layer in range(spec.layers))
+        places = (key, *(f"{at.offset} {tensor}" for tensor, at in index.tensors.items()))
+        layout = self._layouts.setdefault(places, len(self._layouts))
+        self._models[name] = Served(index, layout, shell, spec, layers, tokenizer)
+
+    def served(self, model: str) -> Served:
+        if model not in self._models:
+            raise UserError(f"model {model!r} is not served; {nearest(model, self._models)}")
+        return self._models[model]
+
+    def submit(self, request: Request, kv: HostRecord | None = None) -> None:
+        """Make a request known. `kv`: where its KV lies in the node's host memory, all but of its
+        last token; without it the request starts with a prefill."""
+        assert request.id not in self.lives, f"request {request.id!r} is known"
+        served = self.served(request.model)
+        shell = served.shell
+        context = int(getattr(shell.config, "max_position_embeddings", 1 << 62))
+        if len(request.prompt) >= context:
+            raise UserError(
+                f"request {request.id}: its prompt has {len(request.prompt)} tokens: expected "
+                f"fewer than {request.model}'s context of {context}"
+            )
+        if not all(0 <= token < shell.vocab for token in request.prompt):
+            raise UserError(
+                f"request {request.id}: its prompt has tokens outside 0..{shell.vocab - 1}"
+            )
+        live = self.lives[request.id] = Live(
+            request,
+            vocab=shell.vocab,
+            device=self.device.torch,
+            stop_tokens=shell.stop_tokens,
+            context=context,
+            tokenizer=served.tokenizer,
+        )
+        if kv is not None:
+            self.kv.adopt(request.id, kv, served.spec)
+            live.cached, live.has_kv = len(live.tokens) - 1, True
+
+    def release(self, request: RequestId) -> None:
+        """Forget a request and its KV; nothing if it is not known."""
+        live = self.lives.pop(request, None)
+        if live is not None and live.has_kv:
+            self.kv.free(request)
+
+    def hand_over(self, request: RequestId) -> tuple[Request, HostRecord]:
+        """Give up a request whose KV is in host memory, for `submit` on another instance."""
+        record = self.kv.hand_over(request)
+        return self.lives.pop(request).resumed(), record
+
+    # What it does
+
+    def run_turn(self, plan: Plan) -> Iterator[TurnEvent]:
+        """Run one turn; the last event is TURN_ENDED, whose requests may go on in another."""
+        self.inbox.stop = False
+        for name in (*plan.incoming, *plan.prefill, *plan.batch):
+            assert self.lives[name].request.model == plan.model, f"{name!r} is of another model"
+        yield from Turn(self, plan).run()
+
+    def join(
+        self,
+        *,
+        incoming: Sequence[RequestId] = (),
+        prefill: Sequence[RequestId] = (),
+        batch: Sequence[RequestId] = (),
+    ) -> None:
+        """Requests of the turn's model join it at the next token boundary."""
+        self.inbox.incoming += incoming
+        self.inbox.prefill += prefill
+        self.inbox.batch += batch
+
+    def stop(self) -> None:
+        """End the turn at the next token boundary."""
+        self.inbox.stop = True
+
+    def cancel(self, request: RequestId) -> None:
+        """End a request at the next token boundary of the turn; at once where it is in none."""
+        self.inbox.cancelled.append(request)
+
+    def prefetch(self, model: str) -> None:
+        """Begin to load a model beside the active one; another load under way may be dropped."""
+        self.residents.require(model, self.served(model).index.nbytes, keep=self._active)
+
+    def activate(self, model: str) -> Served:
+        """Weights in place and bound, models' steps ready to run. Waits for the load."""
+        served = self.served(model)
+        self._active = model
+        resident = self.residents.require(model, served.index.nbytes)
+        resident.load.wait()
+        key = (resident.slot, served.layout)
+        served.shell.bind(key, lambda: served.index.views(self.residents.arena.slot(resident.slot)))
+        return served
+
+    def move_out(self, requests: Sequence[RequestId]) -> Event | None:
+        """Begin to copy these requests' KV to host memory; the event is behind the last copy."""
+        event = None
+        for request in requests:
+            event = self.kv.move_out(request)
+        return event
+
+    def logits(self, served: Served, lives: Sequence[Live], counts: Sequence[int]) -> Tensor:
+        """One model call for the next `counts` tokens of each request: logits of the last ones."""
+        self.kv.wait_for(live.request.id for live in lives)
+        tables = [self.kv.table(live.request.id) for live in lives]
+        with self.device.computing(), torch.inference_mode():
+            inputs = Inputs(lives, counts, tables, self.block, self.device.torch)
+            return served.shell.forward(
+                inputs.tokens, inputs.positions, served.layers, inputs.batch, inputs.rows
+            )
+
+    def close(self) -> None:
+        """Finish loads and moves under way; memory is the device's to give back."""
+        self.residents.close()
+        self.loader.close()
+        self.kv.settle()
+
+    def check_integrity(self) -> None:
+        self.kv.check_integrity()
+        self.residents.check_integrity()
+        for name, live in self.lives.items():
+            assert 0 <= live.cached <= len(live.tokens)
+            if live.has_kv:
+                assert self.kv.tokens(name) >= live.cached

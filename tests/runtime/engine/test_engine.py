@@ -1,0 +1,213 @@
+"""Tokens of the engine are transformers' own, however turns, KV and models move."""
+
+import pytest
+import torch
+from engine_rig import ask, engine_of, tokens_of, turn
+from tiny_models import ARCHITECTURES, tiny_model
+
+from runtime.core import EventKind
+from runtime.engine.plan import Ending, Plan
+from runtime.engine.sampling import Sampling
+
+STEPS = 10
+ONE_STEP = 1e-9  # a quota that ends with its first step
+
+
+def prompt(seed: int, length: int = 19) -> list[int]:
+    return torch.randint(3, 199, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def generated(model, tokens: list[int], count: int = STEPS, **keys) -> list[int]:
+    keys = {"do_sample": False, "eos_token_id": None, **keys}
+    out = model.generate(torch.tensor([tokens]), max_new_tokens=count, **keys)
+    return out[0, len(tokens) :].tolist()
+
+
+def free_ask(name, model: str, tokens: list[int], count: int = STEPS, **keys):
+    return ask(name, model, tokens, count, ignore_eos=True, **keys)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_tokens_equal_generate_in_a_batch_with_chunks_and_with_kv_out_between_steps(kind):
+    model = tiny_model(kind)
+    prompts = {name: prompt(name, 11 + 6 * name) for name in range(3)}
+    wanted = {name: generated(model, tokens) for name, tokens in prompts.items()}
+    with engine_of({"m": model}) as engine:
+        for name, tokens in prompts.items():
+            engine.submit(free_ask(name, "m", tokens))
+        events = turn(
+            engine, "m", prefill=(0, 1, 2), prefill_chunk_tokens=7, quota_s=ONE_STEP, moves_out=True
+        )
+        while names := events[-1].requests:
+            events += turn(engine, "m", incoming=names, quota_s=ONE_STEP, moves_out=True)
+        assert tokens_of(events) == wanted
+        assert not engine.lives
+        assert engine.kv.usage().taken_bytes == 0
+
+
+@pytest.mark.parametrize("kinds", [("llama", "qwen3"), tuple(ARCHITECTURES)[2:7]])
+def test_models_that_alternate_after_every_token_disturb_nothing(kinds):
+    models = {kind: tiny_model(kind, seed=i) for i, kind in enumerate(kinds)}
+    wanted = {kind: generated(model, prompt(1)) for kind, model in models.items()}
+    with engine_of(models, kv_bytes=1 << 19) as engine:
+        got: dict[str, list[int]] = {kind: [] for kind in kinds}
+        for kind in kinds:
+            engine.submit(free_ask(kind, kind, prompt(1)))
+            events = turn(engine, kind, prefill=(kind,), decodes=False, moves_out=True)
+            got[kind] += tokens_of(events)[kind]
+        for _ in range(STEPS - 1):
+            for i, kind in enumerate(kinds):
+                engine.prefetch(kinds[(i + 1) % len(kinds)])
+                events = turn(engine, kind, incoming=(kind,), quota_s=ONE_STEP, moves_out=True)
+                got[kind] += tokens_of(events)[kind]
+        assert got == wanted
+
+
+def test_sampled_tokens_equal_generate_under_the_same_seed_in_any_batch():
+    model, keys = tiny_model("qwen2"), {"temperature": 0.9, "top_k": 30, "top_p": 0.95}
+    wanted = {}
+    for name in range(3):
+        torch.manual_seed(name)
+        wanted[name] = generated(model, prompt(name), do_sample=True, **keys)
+    with engine_of({"m": model}) as engine:
+        for name in range(3):
+            engine.submit(free_ask(name, "m", prompt(name), sampling=Sampling(seed=name, **keys)))
+        assert tokens_of(turn(engine, "m", prefill=(0, 1, 2))) == wanted
+
+
+def test_a_request_handed_to_another_instance_goes_on_from_its_kv():
+    model = tiny_model("llama")
+    wanted = generated(model, prompt(0))
+    with engine_of({"m": model}) as first, engine_of({"m": model}) as second:
+        first.submit(free_ask(0, "m", prompt(0)))
+        events = turn(first, "m", prefill=(0,), quota_s=ONE_STEP, moves_out=True)
+        first.kv.settle()
+        request, record = first.hand_over(0)
+        for offset in record.offsets:  # the two engines of this test share no node
+            view = first.kv.host.view(offset, record.block_bytes)
+            second.kv.host.view(offset, record.block_bytes).copy_(view)
+        second.kv.host.take(record.block_bytes, len(record.offsets))
+        second.submit(request, record)
+        events += turn(second, "m", incoming=(0,))
+        assert tokens_of(events) == {0: wanted}
+
+
+def test_a_request_resumed_without_kv_is_prefilled_with_what_it_has():
+    model = tiny_model("llama")
+    wanted = generated(model, prompt(0))
+    with engine_of({"m": model}) as engine:
+        engine.submit(free_ask(0, "m", prompt(0), output=tuple(wanted[:4])))
+        assert tokens_of(turn(engine, "m", prefill=(0,))) == {0: wanted[4:]}
+
+
+def test_requests_that_join_take_part_from_the_next_boundary():
+    model = tiny_model("mistral")
+    wanted = {name: generated(model, prompt(name)) for name in range(2)}
+    with engine_of({"m": model}) as engine:
+        engine.submit(free_ask(0, "m", prompt(0)))
+        events, steps = [], 0
+        for event in engine.run_turn(Plan(model="m", prefill=(0,))):
+            events.append(event)
+            steps += event.kind is EventKind.STEPS
+            if steps == 3 and 1 not in engine.lives and len(events) < 10:
+                engine.submit(free_ask(1, "m", prompt(1)))
+                engine.join(prefill=(1,))
+        assert tokens_of(events) == wanted
+        together = [e for e in events if e.kind is EventKind.STEPS and len(e.requests) == 2]
+        assert len(together) == STEPS - 4
+
+
+def test_a_turn_that_is_stopped_ends_at_the_next_boundary_and_can_go_on():
+    model = tiny_model("llama")
+    wanted = generated(model, prompt(0))
+    with engine_of({"m": model}) as engine:
+        engine.submit(free_ask(0, "m", prompt(0)))
+        events = []
+        for event in engine.run_turn(Plan(model="m", prefill=(0,))):
+            events.append(event)
+            if event.kind is EventKind.STEPS:
+                engine.stop()
+        assert [e.kind for e in events[-2:]] == [EventKind.STEPS, EventKind.TURN_ENDED]
+        assert len(tokens_of(events)[0]) == 2
+        events += turn(engine, "m", batch=events[-1].requests)
+        assert tokens_of(events) == {0: wanted}
+
+
+def test_a_request_ends_at_eos_a_stop_token_a_stop_string_or_its_limit():
+    class Letters:
+        def decode(self, token_ids, *, skip_special_tokens=False):
+            return "".join(chr(0x100 + t) for t in token_ids)
+
+    model = tiny_model("llama")
+    wanted = generated(model, prompt(0))
+    assert all(wanted.index(wanted[i]) == i for i in (2, 5))
+    model.config.eos_token_id = wanted[5]
+    cases = {
+        "eos": ({}, 6, Ending.STOP),
+        "token": ({"stop_tokens": frozenset({wanted[2]})}, 3, Ending.STOP),
+        "string": ({"stop_strings": (Letters().decode(wanted[2:4]),)}, 4, Ending.STOP),
+        "limit": ({"ignore_eos": True}, STEPS, Ending.LENGTH),
+    }
+    with engine_of({"m": model}, tokenizer=Letters()) as engine:
+        for name, (keys, _, _) in cases.items():
+            engine.submit(ask(name, "m", prompt(0), STEPS, **keys))
+        events = turn(engine, "m", prefill=tuple(cases))
+    ends = {e.requests[0]: e.ending for e in events if e.kind is EventKind.FINISHED}
+    for name, (_, count, ending) in cases.items():
+        assert tokens_of(events)[name] == wanted[:count]
+        assert ends[name] is ending
+
+
+def test_a_cancelled_request_ends_at_the_next_boundary_and_gives_its_kv_back():
+    with engine_of({"m": tiny_model("llama")}) as engine:
+        for name in range(2):
+            engine.submit(free_ask(name, "m", prompt(name)))
+        events = []
+        for event in engine.run_turn(Plan(model="m", prefill=(0, 1))):
+            events.append(event)
+            if event.kind is EventKind.STEPS and 0 in engine.lives and len(event.requests) == 2:
+                engine.cancel(0)
+        ends = [(e.requests, e.ending) for e in events if e.kind is EventKind.FINISHED]
+        assert ends == [((0,), Ending.CANCELLED), ((1,), Ending.LENGTH)]
+        assert len(tokens_of(events)[0]) == 2
+        assert engine.kv.usage().taken_bytes == 0
+
+
+def test_a_batch_that_outgrows_the_kv_moves_its_tail_to_the_host_and_loses_nothing():
+    model = tiny_model("llama")
+    prompts = {name: prompt(name, 40) for name in range(3)}
+    wanted = {name: generated(model, tokens, 60) for name, tokens in prompts.items()}
+    with engine_of({"m": model}, kv_bytes=1 << 16) as engine:
+        for name, tokens in prompts.items():
+            engine.submit(free_ask(name, "m", tokens, 60))
+        events = turn(engine, "m", prefill=tuple(prompts))
+        spilled = [name for e in events if e.kind is EventKind.KV_OUT_DONE for name in e.requests]
+        assert spilled
+        for name in spilled:
+            events += turn(engine, "m", incoming=(name,))
+        waiting = tuple(engine.lives)
+        events += turn(engine, "m", prefill=waiting) if waiting else []
+        assert tokens_of(events) == wanted
+
+
+def test_events_of_a_turn_come_in_order_with_times_that_add_up():
+    with engine_of({"m": tiny_model("llama")}) as engine:
+        engine.submit(free_ask(0, "m", prompt(0)))
+        events = turn(engine, "m", prefill=(0,))
+    kinds = [e.kind for e in events]
+    steps = [EventKind.STEPS] * (STEPS - 1)
+    expected = [EventKind.SWITCHED, EventKind.PREFILLED, *steps]
+    assert kinds == [*expected, EventKind.FINISHED, EventKind.TURN_ENDED]
+    assert all(a.time_s <= b.time_s for a, b in zip(events, events[1:], strict=False))
+    assert all(e.seconds >= 0 for e in events)
+    assert sum(e.seconds for e in events[:-1]) <= events[-1].seconds + 1e-3
+
+
+def test_logprobs_come_with_their_tokens():
+    with engine_of({"m": tiny_model("llama")}) as engine:
+        engine.submit(free_ask(0, "m", prompt(0), 2, sampling=Sampling(logprobs=2)))
+        events = turn(engine, "m", prefill=(0,))
+    for event in events:
+        for token, logprobs in zip(event.tokens, event.logprobs, strict=True):
+            assert logprobs.top_tokens[0] == token
+            assert logprobs.chosen == logprobs.top[0]
