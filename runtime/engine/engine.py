@@ -16,8 +16,8 @@ from torch import Tensor
 
 from runtime.engine.arena import Arena
 from runtime.engine.blob_index import BlobIndex
-from runtime.engine.device import Device, Event
-from runtime.engine.host_kv import HostRecord
+from runtime.engine.device import Device
+from runtime.engine.host_kv import HostKvFullError, HostRecord
 from runtime.engine.kv import KvArena, KvSpec
 from runtime.engine.live import Inputs, Live
 from runtime.engine.loader import Loader
@@ -183,12 +183,20 @@ class Engine:
         served.shell.bind(key, lambda: served.index.views(self.residents.arena.slot(resident.slot)))
         return served
 
-    def move_out(self, requests: Sequence[RequestId]) -> Event | None:
-        """Begin to copy these requests' KV to host memory; the event is behind the last copy."""
-        event = None
-        for request in requests:
-            event = self.kv.move_out(request)
-        return event
+    def move_out(self, requests: Sequence[RequestId]) -> tuple[RequestId, ...]:
+        """Begin to copy these requests' KV to host memory; those that fit there, in order."""
+        for at, request in enumerate(requests):
+            try:
+                self.kv.move_out(request)
+            except HostKvFullError:
+                return tuple(requests[:at])
+        return tuple(requests)
+
+    def drop_kv(self, request: RequestId) -> None:
+        """Give a request's KV back; its tokens stay, and it waits for a prefill of them."""
+        live = self.lives[request]
+        self.kv.free(request)
+        live.cached, live.has_kv = 0, False
 
     def logits(self, served: Served, lives: Sequence[Live], counts: Sequence[int]) -> Tensor:
         """One model call for the next `counts` tokens of each request: logits of the last ones."""

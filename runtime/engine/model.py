@@ -21,6 +21,7 @@ from runtime.engine.attention import AttentionBatch, attend
 from runtime.errors import UserError, nearest
 
 ATTENTION = "aegaeon_paged"
+MODELS: Any = AutoModelForCausalLM  # untyped there
 
 
 class Geometry(NamedTuple):
@@ -42,7 +43,7 @@ class Step:
 
 
 def paged_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -54,13 +55,13 @@ def paged_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, T, D], key and value [1, J, T, D]."""
-    step: Step = module.step  # type: ignore[assignment]
+    step: Step = module.step
     assert step.batch is not None
     out = attend(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        step.layers[module.layer_idx],  # type: ignore[index]
+        step.layers[module.layer_idx],
         step.batch,
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
@@ -133,7 +134,7 @@ class Shell:
 
     def _build(self) -> nn.Module:
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(
+            model: Any = MODELS.from_config(
                 self.config, dtype=self.dtype, attn_implementation=ATTENTION
             )
         for module in model.modules():

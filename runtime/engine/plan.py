@@ -1,4 +1,4 @@
-"""What the engine is told and what it tells: requests, a turn's plan, events with measured times."""
+"""What the engine is told and tells: requests, a turn's plan, events with measured times."""
 
 from __future__ import annotations
 

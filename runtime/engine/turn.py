@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from runtime.core import EventKind
-from runtime.engine.kv import KvFull
+from runtime.engine.kv import KvFullError
 from runtime.engine.live import Live
 from runtime.engine.plan import Ending, Plan, RequestId, TurnEvent
 from runtime.engine.sampling import Sampled, sample
@@ -94,7 +94,7 @@ class Turn:
             if not self.kv.is_on_device(live.request.id):
                 try:
                     self.kv.move_in(live.request.id)
-                except KvFull:
+                except KvFullError:
                     break
 
     def _wait_for_kv(self) -> None:
@@ -150,7 +150,7 @@ class Turn:
             return True
         try:
             self.kv.allocate(live.request.id, len(live.tokens), self.served.spec)
-        except KvFull:
+        except KvFullError:
             return False
         live.has_kv = True
         return True
@@ -189,7 +189,8 @@ class Turn:
         yield from self._emit(EventKind.STEPS, lives, sampled, tokens)
 
     def _extend(self) -> list[Live]:
-        """Room for one more token each; when KV is full the batch's tail moves to host memory."""
+        """Room for one more token each; when KV is full the batch's tail moves to host memory,
+        or where that is full too, waits for a prefill."""
         spilled: list[Live] = []
         at = 0
         while at < len(self.batch):
@@ -197,9 +198,10 @@ class Turn:
             try:
                 self.kv.extend(live.request.id, len(live.tokens))
                 at += 1
-            except KvFull:
+            except KvFullError:
                 tail = self.batch.pop()
-                self.kv.move_out(tail.request.id)
+                if not self.engine.move_out([tail.request.id]):
+                    self.engine.drop_kv(tail.request.id)
                 spilled.append(tail)
         return spilled
 

@@ -1,5 +1,7 @@
 """Tokens of the engine are transformers' own, however turns, KV and models move."""
 
+import itertools
+
 import pytest
 import torch
 from engine_rig import ask, engine_of, tokens_of, turn
@@ -198,7 +200,7 @@ def test_events_of_a_turn_come_in_order_with_times_that_add_up():
     steps = [EventKind.STEPS] * (STEPS - 1)
     expected = [EventKind.SWITCHED, EventKind.PREFILLED, *steps]
     assert kinds == [*expected, EventKind.FINISHED, EventKind.TURN_ENDED]
-    assert all(a.time_s <= b.time_s for a, b in zip(events, events[1:], strict=False))
+    assert all(a.time_s <= b.time_s for a, b in itertools.pairwise(events))
     assert all(e.seconds >= 0 for e in events)
     assert sum(e.seconds for e in events[:-1]) <= events[-1].seconds + 1e-3
 
