@@ -83,8 +83,9 @@ def _paired(
     first: Callable[[], None], second: Callable[[], None], repeats: int
 ) -> tuple[list[float], list[float]]:
     found: tuple[list[float], list[float]] = ([], [])
-    for run in range(-2, repeats):  # two rounds to warm up
-        for act, times in ((first, found[0]), (second, found[1])):
+    pair = ((first, found[0]), (second, found[1]))
+    for run in range(-2, repeats):  # two rounds to warm up; each goes first in every other round
+        for act, times in pair if run % 2 else pair[::-1]:
             start = time.perf_counter()
             act()
             if run >= 0:

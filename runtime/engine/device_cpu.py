@@ -6,6 +6,7 @@ and every step may be preceded by a pause drawn from a seed.
 
 from __future__ import annotations
 
+import collections
 import mmap
 import queue
 import random
@@ -25,7 +26,8 @@ PIECES = 3  # of a copy with delays, so that it can be seen half done
 class CpuEvent:
     """A point of a CPU stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: ThreadStream | None = None) -> None:
+        self._stream = stream
         self._reached = threading.Event()
         self._time_s = 0.0
         self._error: BaseException | None = None
@@ -39,6 +41,8 @@ class CpuEvent:
         return self._reached.is_set()
 
     def wait(self) -> None:
+        if self._stream is not None:
+            self._stream.help(self)
         self._reached.wait()
         if self._error is not None:
             raise self._error
@@ -93,49 +97,75 @@ class InlineStream:
 
 
 class ThreadStream:
-    """A stream with a thread. After an error it only reaches its events, which raise it."""
+    """A stream with a thread. After an error it only reaches its events, which raise it.
+
+    Whoever waits for one of its events does its work meanwhile, as long as no other thread is at
+    it: on a busy machine waking the stream's thread may take longer than a copy. With pauses only
+    the thread works.
+    """
 
     def __init__(self, name: str, device: CpuDevice, pauses: random.Random | None) -> None:
         self.name = name
         self._device = device
         self._pauses = pauses
         self._error: BaseException | None = None
-        self._queue: queue.SimpleQueue[Callable[[], object] | CpuEvent | None] = queue.SimpleQueue()
+        self._steps: collections.deque[Callable[[], object] | CpuEvent] = collections.deque()
+        self._turn = threading.Lock()  # held by whoever takes a step off and does it
+        self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one a step; False: close
         self._thread = threading.Thread(target=self._work, name=f"stream {name}", daemon=True)
         self._thread.start()
 
     def copy(self, dst: torch.Tensor, src: torch.Tensor) -> None:
         check_copy(dst, src)
-        self._queue.put(lambda: self._copy(dst, src))
+        self._put(lambda: self._copy(dst, src))
 
     def run(self, work: Callable[[], object]) -> None:
-        self._queue.put(work)
+        self._put(work)
 
     def record(self) -> CpuEvent:
-        event = CpuEvent()
-        self._queue.put(event)
+        event = CpuEvent(self)
+        self._put(event)
         return event
 
     def wait(self, event: Any) -> None:
-        self._queue.put(event.wait)
+        self._put(event.wait)
 
     def synchronize(self) -> None:
         self.record().wait()
 
     def close(self) -> None:
-        self._queue.put(None)
+        self._calls.put(False)
         self._thread.join()
 
+    def help(self, event: CpuEvent) -> None:
+        """Work in the caller's thread until `event` is reached or another thread is at work."""
+        while self._pauses is None and not event.done() and self._turn.acquire(blocking=False):
+            try:
+                self._step()
+            finally:
+                self._turn.release()
+
+    def _put(self, step: Callable[[], object] | CpuEvent) -> None:
+        self._steps.append(step)
+        self._calls.put(True)
+
     def _work(self) -> None:
-        while (step := self._queue.get()) is not None:
-            if isinstance(step, CpuEvent):
-                step.reach(self._error)
-            elif self._error is None:
-                self._pause()
-                try:
-                    step()
-                except BaseException as error:  # handed to whoever waits for this stream
-                    self._error = error
+        while self._calls.get():
+            with self._turn:
+                self._step()
+
+    def _step(self) -> None:
+        if not self._steps:
+            return  # someone who waited has done it
+        step = self._steps.popleft()
+        if isinstance(step, CpuEvent):
+            step.reach(self._error)
+        elif self._error is None:
+            self._pause()
+            try:
+                step()
+            except BaseException as error:  # handed to whoever waits for this stream
+                self._error = error
 
     def _copy(self, dst: torch.Tensor, src: torch.Tensor) -> None:
         finish_s = self._device.finish_s(dst, src)

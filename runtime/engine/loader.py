@@ -94,39 +94,48 @@ class Load:
             raise self._error
 
     @property
+    def begun(self) -> bool:
+        return self._began is not None
+
+    @property
     def seconds(self) -> float:
         """From the first byte's turn on the bus to the last byte; waits for it."""
         self.wait()
         assert self._began is not None
         return self._events[-1].time_s - self._began.time_s
 
-    def feed(self, stream: Stream) -> None:
-        """Put the chunks on the stream, in the loader's thread."""
-        try:
-            end = self._feed(stream)
-        except BaseException as error:  # handed to whoever waits for this load
-            self._error = error
-            end = LoadState.FAILED
-        with self._moved:
-            self._state = end
-            self._moved.notify_all()
-
-    def _feed(self, stream: Stream) -> LoadState:
+    def begin(self, stream: Stream) -> None:
+        """Put the first chunks on the stream; the host does not wait."""
         for event in self._after:
             stream.wait(event)
         self._began = stream.record()
-        host, nbytes = self.blob.host, self.blob.nbytes
-        for start in range(0, nbytes, self._chunk_bytes):
-            stop = min(start + self._chunk_bytes, nbytes)
-            if len(self._events) >= AHEAD:
+        while len(self._events) < AHEAD and self._state is LoadState.LOADING:
+            self._put_chunk(stream)
+
+    def feed(self, stream: Stream) -> None:
+        """Put the other chunks on the stream, each when an earlier one has arrived."""
+        try:
+            while self._state is LoadState.LOADING:
                 self._events[-AHEAD].wait()
+                self._put_chunk(stream)
+        except BaseException as error:  # handed to whoever waits for this load
             with self._moved:
-                if not self._wanted:
-                    return LoadState.CANCELLED
-                stream.copy(self.slot[start:stop], host[start:stop])
-                self._events.append(stream.record())
+                self._error = error
+                self._state = LoadState.FAILED
                 self._moved.notify_all()
-        return LoadState.LOADED
+
+    def _put_chunk(self, stream: Stream) -> None:
+        with self._moved:
+            start = len(self._events) * self._chunk_bytes
+            stop = min(start + self._chunk_bytes, self.blob.nbytes)
+            if self._wanted:
+                stream.copy(self.slot[start:stop], self.blob.host[start:stop])
+                self._events.append(stream.record())
+                if stop == self.blob.nbytes:
+                    self._state = LoadState.LOADED
+            else:
+                self._state = LoadState.CANCELLED
+            self._moved.notify_all()
 
 
 class Loader:
@@ -136,6 +145,8 @@ class Loader:
         assert chunk_bytes > 0, f"chunks of {chunk_bytes} bytes"
         self.stream = device.stream("weights")
         self._chunk_bytes = chunk_bytes
+        self._waiting = 0  # loads that have chunks not yet on the stream
+        self._order = threading.Lock()
         self._loads: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="loader", daemon=True)
         self._thread.start()
@@ -145,7 +156,12 @@ class Loader:
         the slot (the last step of the model that was there). The blob must stay in host memory
         until the load has settled."""
         load = Load(blob, slot, after, self._chunk_bytes)
-        self._loads.put(load)
+        with self._order:
+            if not self._waiting:
+                load.begin(self.stream)
+            if load.state is LoadState.LOADING:
+                self._waiting += 1
+                self._loads.put(load)
         return load
 
     def close(self) -> None:
@@ -155,4 +171,8 @@ class Loader:
 
     def _work(self) -> None:
         while (load := self._loads.get()) is not None:
+            if not load.begun:
+                load.begin(self.stream)
             load.feed(self.stream)
+            with self._order:
+                self._waiting -= 1

@@ -141,3 +141,20 @@ def test_device_name_that_is_none_is_named_in_a_line(name):
 def test_device_emulation_is_refused_on_cuda():
     with pytest.raises(UserError, match="emulated on cpu only"):
         open_device("cuda", bandwidth_gb_s=1.0)
+
+
+def test_device_stream_keeps_its_order_whoever_does_its_work(device):
+    stream = device.stream("s")
+    seen = []
+    events = []
+    for i in range(300):
+        stream.run(lambda i=i: seen.append(i))
+        events.append(stream.record())
+    waiting = [threading.Thread(target=event.wait) for event in events[::50]]
+    for thread in waiting:
+        thread.start()
+    for event in events[::-1]:
+        event.wait()
+    for thread in waiting:
+        thread.join()
+    assert seen == list(range(300))
