@@ -17,6 +17,7 @@ from torch import Tensor
 from runtime.engine.arena import Arena
 from runtime.engine.blob_index import BlobIndex
 from runtime.engine.device import Device
+from runtime.engine.graphs import open_graphs
 from runtime.engine.host_kv import HostKvFullError, HostRecord
 from runtime.engine.kv import KvArena, KvSpec
 from runtime.engine.live import Inputs, Live
@@ -38,6 +39,7 @@ class Served:
     shell: Shell
     spec: KvSpec
     layers: tuple[Tensor, ...]  # views of the KV arena
+    scratch_block: int  # belongs to no request
     tokenizer: Tokenizer | None
 
 
@@ -72,6 +74,7 @@ class Engine:
         block: int = 16,
     ) -> None:
         self.device, self.kv, self.block = device, kv, block
+        self.graphs = open_graphs(device)
         self.loader = loader or Loader(device)
         self.residents = Residents(device, arena, self.loader, blobs)
         self.inbox = Inbox()
@@ -79,6 +82,7 @@ class Engine:
         self._models: dict[str, Served] = {}
         self._shells: dict[str, Shell] = {}
         self._layouts: dict[tuple[str, ...], int] = {}
+        self._scratch: dict[KvSpec, str] = {}
         self._active: str | None = None
 
     # What there is
@@ -94,7 +98,17 @@ class Engine:
         layers = tuple(view[:, layer] for layer in range(spec.layers))
         places = (key, *(f"{at.offset} {tensor}" for tensor, at in index.tensors.items()))
         layout = self._layouts.setdefault(places, len(self._layouts))
-        self._models[name] = Served(index, layout, shell, spec, layers, tokenizer)
+        scratch = self._scratch_block(spec)
+        self._models[name] = Served(index, layout, shell, spec, layers, scratch, tokenizer)
+
+    def _scratch_block(self, spec: KvSpec) -> int:
+        """Where the padded rows of a captured step write; nothing is captured on CPU."""
+        if self.device.torch.type == "cpu":
+            return 0
+        if spec not in self._scratch:
+            self._scratch[spec] = f"scratch of {spec}"
+            self.kv.allocate(self._scratch[spec], 1, spec)
+        return self.kv.table(self._scratch[spec])[0]
 
     def served(self, model: str) -> Served:
         if model not in self._models:
@@ -202,10 +216,18 @@ class Engine:
         """One model call for the next `counts` tokens of each request: logits of the last ones."""
         self.kv.wait_for(live.request.id for live in lives)
         tables = [self.kv.table(live.request.id) for live in lives]
+        shell, layers = served.shell, served.layers
         with self.device.computing(), torch.inference_mode():
-            inputs = Inputs(lives, counts, tables, self.block, self.device.torch)
-            return served.shell.forward(
-                inputs.tokens, inputs.positions, served.layers, inputs.batch, inputs.rows
+            call = Inputs(lives, counts, tables, self.block, self.device.torch)
+            if call.rows is not None:
+                return shell.forward(call.tokens, call.positions, layers, call.batch, call.rows)
+            return self.graphs.run(
+                shell.bound,
+                lambda tokens, positions, batch: shell.forward(tokens, positions, layers, batch),
+                call.tokens,
+                call.positions,
+                call.batch,
+                scratch_block=served.scratch_block,
             )
 
     def close(self) -> None:

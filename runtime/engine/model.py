@@ -115,10 +115,19 @@ def shape_key(config: Mapping[str, Any], dtype: torch.dtype) -> str:
 
 
 class Shell:
-    """One architecture shape on one device, without weights of its own."""
+    """One architecture shape on one device, without weights of its own.
+
+    With another `attention` than ours it is transformers' plain model (for comparison): use
+    `module`, not `forward`.
+    """
 
     def __init__(
-        self, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device | str
+        self,
+        config: Mapping[str, Any],
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        attention: str = ATTENTION,
     ) -> None:
         self.config = read_config(config)
         self.dtype = dtype
@@ -127,15 +136,15 @@ class Shell:
         self.vocab = int(self.config.vocab_size)
         self.stop_tokens = stop_tokens(self.config)
         self.step = Step()
-        self._model = self._build()
+        self._model = self._build(attention)
         self._names = self._parameter_names()
-        self._bound: Hashable = None
+        self.bound: Hashable = None  # which weights it computes with
         self._views: dict[Hashable, list[Tensor]] = {}
 
-    def _build(self) -> nn.Module:
+    def _build(self, attention: str) -> nn.Module:
         with torch.device("meta"):
             model: Any = MODELS.from_config(
-                self.config, dtype=self.dtype, attn_implementation=ATTENTION
+                self.config, dtype=self.dtype, attn_implementation=attention
             )
         for module in model.modules():
             if hasattr(module, "layer_idx"):
@@ -158,6 +167,11 @@ class Shell:
         return [(tuple(names), holders) for names, holders in found.values()]
 
     @property
+    def module(self) -> Any:
+        """transformers' model."""
+        return self._model
+
+    @property
     def parameter_names(self) -> list[str]:
         """The first name of every distinct parameter."""
         return [names[0] for names, _ in self._names]
@@ -168,13 +182,13 @@ class Shell:
         if key not in self._views:
             found = views()
             self._views[key] = [self._find(names, found) for names, _ in self._names]
-        if self._bound == key:
+        if self.bound == key:
             return
         for view, (_, holders) in zip(self._views[key], self._names, strict=True):
             parameter = nn.Parameter(view, requires_grad=False)
             for module, name in holders:
                 module._parameters[name] = parameter
-        self._bound = key
+        self.bound = key
 
     def _find(self, names: Sequence[str], views: Mapping[str, Tensor]) -> Tensor:
         name = next((name for name in names if name in views), None)
