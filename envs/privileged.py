@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.compiled import inner, kernel
-from runtime.core import NONE, RequestPhase
+from runtime.core import NONE, DecisionKind, RequestPhase
 from runtime.emulator.tables import Sim
 from runtime.pool.features import Feature, clip, spec_hash
 from runtime.tables import at
@@ -96,12 +96,13 @@ def privileged_features(
     sim: Sim, models: npt.NDArray[np.int64], place: npt.NDArray[np.int64], out: Vector
 ) -> None:
     """Fill `out` [K*H + W] for the models behind the rows [K] (NONE: no row); `place` [M] is
-    scratch."""
+    scratch. The rows of a ROUTE are no models: theirs are 0."""
     rows, share = models.shape[0], 1.0 / sim.state.instances.shape[0]
+    is_of_models = sim.control[0].decision_kind != DecisionKind.ROUTE
     out[:] = 0.0
     place[:] = NONE
     for k in range(rows):
-        if models[k] != NONE:
+        if is_of_models and models[k] != NONE:
             place[models[k]] = k
     add_arrivals(sim, place, rows, out)
     add_live(sim, place, rows, out)

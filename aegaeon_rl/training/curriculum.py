@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from envs.deadlines import missed_by
-from envs.episode import Episode, begin, draw
+from envs.episode import Episode, arrivals_in, begin, draw, empty_state
 from envs.scenario import ScenarioSpec
 from runtime.core import NS, check_within
 from runtime.emulator.loop import Signal
 from runtime.emulator.run import PolicyStuckError, new_memory
-from runtime.emulator.tables import Sim, grow_slots
+from runtime.emulator.tables import grow_slots
 from runtime.errors import UserError
 from runtime.plain import from_plain, plain
 from runtime.protocol import Policy
@@ -84,7 +84,7 @@ def measured_gaps(
         missed, due = 0, 0
         for episode in (draw(one, rng) for _ in range(episodes)):
             missed += missed_in(one, episode, learner) - missed_in(one, episode, teacher)
-            due += due_in(begin(one, episode), spec.warm_s, episode.length_s)
+            due += due_in(one, episode)
         found.append(missed / max(1, due))
     return tuple(found)
 
@@ -102,13 +102,14 @@ def missed_in(spec: ScenarioSpec, episode: Episode, policy: Policy) -> int:
     return int(missed_by(sim, end_ns) - before)
 
 
-def due_in(sim: Sim, start_s: float, end_s: float) -> int:
-    """Token deadlines of the episode's requests from `start_s` to `end_s`."""
-    arrivals, models = sim.arrivals, sim.state.models[sim.arrivals.model]
+def due_in(spec: ScenarioSpec, episode: Episode) -> int:
+    """Token deadlines of the episode's requests from the end of the warm-up to its own."""
+    arrivals = arrivals_in(spec, episode)
+    models = empty_state(spec, episode).models[arrivals.model]
     first_ns = arrivals.time_ns + models["ttft_ns"]
 
     def before(at_s: float) -> int:
         passed = (round(at_s * NS) - first_ns - 1) // models["tbt_ns"] + 1
         return int(np.clip(passed, 0, arrivals.output_tokens).sum())
 
-    return before(end_s) - before(start_s)
+    return before(episode.length_s) - before(spec.warm_s)

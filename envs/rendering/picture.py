@@ -114,7 +114,8 @@ def _bar(draw: ImageDraw.ImageDraw, view: View, bar: Bar) -> None:
     left, right = x_of(view, bar.start_s), x_of(view, bar.end_s)
     if bar.look == "down":
         middle = (top + low) / 2
-        draw.rectangle((left, middle - 2, right, middle + 2), DOWN)
+        half = min(2.0, height / 5)
+        draw.rectangle((left, middle - half, right, middle + half), DOWN)
         return
     if bar.look == "KV":
         middle = (top + low) / 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aegaeon_rl.policies.registry import make_policy
 from aegaeon_rl.training.curriculum import Curriculum, due_in, measured_gaps, missed_in
-from envs.episode import begin, draw
+from envs.episode import arrivals_in, draw
 from envs.scenario import ScenarioSpec
 from runtime.core import PoolSpec, SloSpec
 from runtime.errors import UserError
@@ -107,14 +107,12 @@ def test_policy_is_not_behind_itself_and_is_behind_a_better_one(scenario: Scenar
 
 def test_share_missed_is_of_the_deadlines_of_the_episode(scenario: ScenarioSpec) -> None:
     episode = draw(scenario, np.random.default_rng(2))
-    sim = begin(scenario, episode)
+    arrivals = arrivals_in(scenario, episode)
     due, begin_s, end_s = 0, scenario.warm_s, episode.length_s
-    for at_ns, tokens in zip(sim.arrivals.time_ns, sim.arrivals.output_tokens, strict=True):
+    for at_ns, tokens in zip(arrivals.time_ns, arrivals.output_tokens, strict=True):
         deadlines = at_ns / 1e9 + 1.0 + 0.05 * np.arange(tokens)
         due += int(np.sum((deadlines >= begin_s) & (deadlines < end_s)))
-    assert due_in(sim, begin_s, end_s) == pytest.approx(
-        due, abs=3
-    )  # a deadline at an end's instant
+    assert due_in(scenario, episode) == pytest.approx(due, abs=3)  # a deadline at an end's instant
     assert 0 <= missed_in(scenario, episode, make_policy("fcfs")) <= due
 
 
