@@ -7,23 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-import envs.pools
 from aegaeon_rl.policies.heuristics import index
-from envs.episode import Episode, begin, draw, empty_state
+from envs.episode import empty_state
 from envs.pools import Pools
 from envs.scenario import ScenarioSpec
 from envs.stepping import serve_oldest
 from runtime.core import NONE, NS, Command, DecisionKind, EventKind, SloSpec
 from runtime.emulator.loop import Signal
 from runtime.emulator.run import run
-from runtime.emulator.tables import Sim, grow_slots
+from runtime.emulator.tables import Sim, grow_journal, grow_slots
 from runtime.pool.state import Record, State, grow_requests
 from runtime.pool.transitions import Outcome, apply, release
 from runtime.slo import curve_ns
 from traces import Trace
 from traces.market import MarketSpec, generate
 
-ROWS, JOURNAL = 8, 1 << 18
+ROWS = 8
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "late": {"load_scale": (4.0, 6.0)},
@@ -88,17 +87,12 @@ class Count:
 class Played:
     """An episode with its journal: what it paid out, and between which times."""
 
-    def __init__(self, scenario: ScenarioSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.scenario, self.drawn = scenario, list[Episode]()
-
-        def sample(spec: ScenarioSpec, rng: np.random.Generator) -> Sim:
-            self.drawn.append(draw(spec, rng))
-            return begin(spec, self.drawn[-1], journal_rows=JOURNAL)
-
-        monkeypatch.setattr(envs.pools, "sample", sample)
+    def __init__(self, scenario: ScenarioSpec) -> None:
+        self.scenario = scenario
 
     def play(self, seed: int) -> Pools:
-        pools, rng = Pools(self.scenario, 1, rows=ROWS), np.random.default_rng(seed)
+        pools = Pools(self.scenario, 1, rows=ROWS, is_recorded=True)
+        rng = np.random.default_rng(seed)
         pools.seed(0, seed)
         pools.reset(0)
         self.start_ns, self.paid = int(pools.buffers.clocks["now_ns"][0]), 0.0
@@ -108,13 +102,16 @@ class Played:
         self.end_ns = int(pools.buffers.clocks["now_ns"][0])
         return pools
 
-    def count(self, sim: Sim) -> Count:
+    def count(self, pools: Pools) -> Count:
         """The journal, after the pool went on for a while: a run that the end cut shows itself."""
+        sim, episode = pools.sims[0], pools.episodes[0]
+        assert sim is not None
+        assert episode is not None
         sim.control["horizon_ns"] += 20 * NS
         rows = np.zeros(ROWS, np.int64)
-        while serve_oldest(sim, rows) == Signal.SLOTS_FULL:
-            grow_slots(sim)
-        count = Count(empty_state(self.scenario, self.drawn[-1]))
+        while (signal := serve_oldest(sim, rows)) != Signal.END:
+            (grow_slots if signal == Signal.SLOTS_FULL else grow_journal)(sim)
+        count = Count(empty_state(self.scenario, episode))
         for event in sim.journal[: sim.control["journal_rows"][0]]:
             count.feed(event)
         return count
@@ -123,17 +120,18 @@ class Played:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", VARIANTS)
 def test_return_is_the_deadlines_missed_token_by_token(
-    scenario: ScenarioSpec, monkeypatch: pytest.MonkeyPatch, name: str, seed: int
+    scenario: ScenarioSpec, name: str, seed: int
 ) -> None:
     changes = dict(VARIANTS[name])
     pool = replace(scenario.pools[0], **changes.pop("pool", {}))
     slo = SloSpec(ttft_s=0.6, tbt_s=0.03)
     spec = replace(scenario, pools=(pool,), slos=(slo,), **changes)
-    played = Played(spec, monkeypatch)
-    sim = played.play(seed).sims[0]
+    played = Played(spec)
+    pools = played.play(seed)
+    sim = pools.sims[0]
     assert sim is not None
     assert played.end_ns == sim.control["horizon_ns"][0]
-    count = played.count(sim)
+    count = played.count(pools)
     expected = count.missed(sim, slo, played.end_ns) - count.missed(sim, slo, played.start_ns)
     assert -played.paid * spec.deadline_rate == pytest.approx(expected, abs=1e-6)
     assert expected > 0 or name not in ("late", "impatient")
