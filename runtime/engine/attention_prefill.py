@@ -72,6 +72,9 @@ def _sdpa(
     new, context = query.shape[0], keys.shape[0]
     whole = new == context and (window is None or window >= context)
     mask = None if whole or (new == 1 and window is None) else _mask(batch, new, context, window)
+    if mask is not None and query.is_cuda:  # CUDA's kernel for masks shares no heads
+        share = query.shape[1] // keys.shape[1]
+        keys, values = (x.repeat_interleave(share, 1) for x in (keys, values))
     out = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         keys.transpose(0, 1)[None],

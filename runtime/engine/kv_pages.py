@@ -22,6 +22,26 @@ class Usage(NamedTuple):
     empty_bytes: int  # in pages that any size may take
 
 
+class Stack:
+    """Numbers of blocks; the last one pushed leaves first."""
+
+    def __init__(self, first: NDArray[np.int64], then: NDArray[np.int64]) -> None:
+        self._items = np.concatenate([then[::-1], first[::-1]])
+        self.count = len(self._items)
+
+    def pop(self, count: int) -> list[int]:
+        self.count -= count
+        taken: list[int] = self._items[self.count : self.count + count][::-1].tolist()
+        return taken
+
+    def push(self, blocks: list[int]) -> None:
+        end = self.count + len(blocks)
+        if end > len(self._items):
+            self._items = np.concatenate([self._items[: self.count], np.empty(end, np.int64)])
+        self._items[self.count : end] = sorted(blocks, reverse=True)
+        self.count = end
+
+
 class Pages:
     """Free blocks of every size. Bookkeeping only: it knows neither bytes nor streams."""
 
@@ -31,63 +51,61 @@ class Pages:
         pages = -(-nbytes // page_bytes)
         self._holder = np.zeros(pages, np.int64)  # block size; 0: nobody's
         self._taken = np.zeros(pages, np.int64)  # taken blocks that touch the page
-        self._free: dict[int, list[int]] = {}  # by size, next one last; dropped when out of date
+        self._free: dict[int, Stack] = {}  # by size; dropped when out of date
         self._marks: dict[int, NDArray[np.bool_]] = {}  # by size: is the block taken
 
     def free(self, size: int) -> int:
         """Blocks of this size that `take` could give."""
-        return len(self._free_blocks(size))
+        return self._free_blocks(size).count
 
     def take(self, size: int, count: int) -> list[int]:
         """`count` blocks of this size; the caller asked `free`."""
         free = self._free_blocks(size)
-        taken = [free.pop() for _ in range(count)]
-        for block in taken:
-            touched = self._touched(size, block)
-            if (self._holder[touched] == 0).any():
-                self._holder[touched] = size
-                self._forget_other(size)
-            self._taken[touched] += 1
-            self._marks[size][block] = True
+        taken = free.pop(count)
+        touches = self._touches(size, taken)
+        if (self._holder[touches > 0] == 0).any():
+            self._holder[touches > 0] = size
+            self._forget_other(size)
+        self._taken += touches
+        self._marks[size][taken] = True
         return taken
 
     def give(self, size: int, blocks: list[int]) -> None:
         """Take blocks back."""
         free = self._free_blocks(size)
-        for block in blocks:
-            assert self._marks[size][block], f"block {block} of {size} bytes is free already"
-            touched = self._touched(size, block)
-            self._marks[size][block] = False
-            self._taken[touched] -= 1
-            left = self._taken[touched] == 0
-            if left.any():
-                self._holder[touched][left] = 0
-                self._forget_other(size)
-        free.extend(sorted(blocks, reverse=True))
+        assert self._marks[size][blocks].all(), f"a block of {size} bytes is free already"
+        self._marks[size][blocks] = False
+        touches = self._touches(size, blocks)
+        self._taken -= touches
+        left = (touches > 0) & (self._taken == 0)
+        if left.any():
+            self._holder[left] = 0
+            self._forget_other(size)
+        free.push(blocks)
 
-    def _touched(self, size: int, block: int) -> slice:
-        return slice(
-            block * size // self.page_bytes, ((block + 1) * size - 1) // self.page_bytes + 1
-        )
+    def _touches(self, size: int, blocks: list[int]) -> NDArray[np.int64]:
+        """How many of these blocks touch each page."""
+        start = np.asarray(blocks, np.int64) * size
+        change = np.zeros(len(self._taken) + 1, np.int64)
+        np.add.at(change, start // self.page_bytes, 1)
+        np.add.at(change, (start + size - 1) // self.page_bytes + 1, -1)
+        return np.cumsum(change)[:-1]
 
     def _forget_other(self, size: int) -> None:
         """A page changed hands: what other sizes may have has changed."""
         own = self._free[size]
         self._free = {size: own}
 
-    def _free_blocks(self, size: int) -> list[int]:
+    def _free_blocks(self, size: int) -> Stack:
+        """Blocks in pages that the size holds already come first, then the lowest."""
         if size not in self._free:
-            count = self.nbytes // size
-            marks = self._marks.setdefault(size, np.zeros(count, np.bool_))
-            number = np.arange(count)
-            first, last = (
-                number * size // self.page_bytes,
-                ((number + 1) * size - 1) // self.page_bytes,
-            )
+            start = np.arange(self.nbytes // size) * size
+            first, last = start // self.page_bytes, (start + size - 1) // self.page_bytes
+            marks = self._marks.setdefault(size, np.zeros(len(start), np.bool_))
             foreign = np.concatenate([[0], np.cumsum((self._holder != 0) & (self._holder != size))])
-            usable = np.flatnonzero((foreign[last + 1] == foreign[first]) & ~marks)
-            opens = self._holder[first[usable]] + self._holder[last[usable]] == 0
-            self._free[size] = usable[np.lexsort((usable, opens))][::-1].tolist()
+            usable = (foreign[last + 1] == foreign[first]) & ~marks
+            held = self._holder[first] + self._holder[last] > 0
+            self._free[size] = Stack(np.flatnonzero(usable & held), np.flatnonzero(usable & ~held))
         return self._free[size]
 
     def usage(self) -> Usage:
@@ -106,8 +124,8 @@ class Pages:
             marks = self._marks.get(size, np.zeros(0, np.bool_))
             blocks = taken.get(size, [])
             assert np.flatnonzero(marks).tolist() == sorted(blocks), f"blocks of {size} bytes"
-            for block in blocks:
-                assert (self._holder[self._touched(size, block)] == size).all()
-                touching[self._touched(size, block)] += 1
+            touches = self._touches(size, blocks)
+            assert (self._holder[touches > 0] == size).all()
+            touching += touches
         assert np.array_equal(touching, self._taken)
         assert np.array_equal(touching == 0, self._holder == 0)
