@@ -114,8 +114,26 @@ def account_run(
 
     A run whose first and last token are on time has no late one in between (convexity).
     """
+    ends = curve_ns(x_s, y_s, 1), curve_ns(x_s, y_s, max(1, k - 1)), curve_ns(x_s, y_s, k)
+    account_ends(requests, r, ttft_ns, tbt_ns, start_ns, x_s, y_s, k, ends)
+
+
+@inner
+def account_ends(
+    requests: Table,
+    r: int,
+    ttft_ns: int,
+    tbt_ns: int,
+    start_ns: int,
+    x_s: float,
+    y_s: float,
+    k: int,
+    ends_ns: tuple[int, int, int],
+) -> None:
+    """`account_run` with the ends of its first, last but one and last step, which all requests of
+    a batch share."""
     req = requests[r]
-    first, last = start_ns + curve_ns(x_s, y_s, 1), start_ns + curve_ns(x_s, y_s, k)
+    first, last = start_ns + ends_ns[0], start_ns + ends_ns[2]
     span = (k - 1) * tbt_ns
     due = req.arrival_ns + ttft_ns + req.emitted_tokens * tbt_ns
     if first <= due and last <= due + span:
@@ -133,7 +151,7 @@ def account_run(
     else:
         req.stall_ns = max(req.stall_ns, first - req.last_token_ns)
     if k > 1:
-        req.stall_ns = max(req.stall_ns, last - start_ns - curve_ns(x_s, y_s, k - 1))
+        req.stall_ns = max(req.stall_ns, ends_ns[2] - ends_ns[1])
     req.last_token_ns = last
     req.emitted_tokens += k
 

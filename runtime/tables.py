@@ -5,26 +5,30 @@ inlined, and every array taken out of it is reference counted; both cost more th
 (measured: 170 ns a call). A `Tables` object is one word: the address of a header that lists, per
 field, the data address and the shape. Kernels read `state.requests[r].phase` as before; Python
 reads the same attribute as the NumPy array. The object owns its arrays and must outlive the call.
+
+Kernels never count rows from the end: an index below 0 is an error that nothing checks.
 """
 
+import operator
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import typeof, types
+from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
 from numba.extending import (
     NativeValue,
     intrinsic,
+    lower_builtin,
     lower_getattr_generic,
     models,
     register_model,
     typeof_impl,
     unbox,
 )
-from numba.np import arrayobj
+from numba.np import arrayobj, numpy_support
 
 HEADER_WORDS = 3  # data address, shape[0], shape[1]
 LINE_BYTES = 64  # of a processor's cache
@@ -129,6 +133,46 @@ def _moved(
     return copy, memory[_whole_lines(array.nbytes) :]
 
 
+class Rows(types.Array):  # type: ignore[misc]
+    """An array field, in kernels: its indices are taken as they are."""
+
+    def __init__(self, dtype: Any, ndim: int) -> None:
+        super().__init__(dtype, ndim, "C", name=f"Rows({dtype}, {ndim})")
+
+
+register_model(Rows)(models.ArrayModel)
+
+
+def _unsigned(context: Any, builder: Any, kind: Any, value: Any) -> tuple[Any, Any]:
+    """An index as Numba takes those that cannot lie below 0: without a look at the sign."""
+    if isinstance(kind, types.Integer):
+        return types.uintp, context.cast(builder, value, kind, types.uintp)
+    if not isinstance(kind, types.BaseTuple):
+        return kind, value
+    parts = cgutils.unpack_tuple(builder, value, count=len(kind))
+    pairs = [_unsigned(context, builder, *pair) for pair in zip(kind.types, parts, strict=True)]
+    whole = types.Tuple([pair[0] for pair in pairs])
+    return whole, context.make_tuple(builder, whole, [pair[1] for pair in pairs])
+
+
+@lower_builtin(operator.getitem, Rows, types.Integer)
+@lower_builtin(operator.getitem, Rows, types.BaseTuple)
+def _lower_read(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    index, value = _unsigned(context, builder, sig.args[1], args[1])
+    is_tuple = isinstance(index, types.BaseTuple)
+    read = arrayobj.getitem_array_tuple if is_tuple else arrayobj.getitem_arraynd_intp
+    return read(context, builder, sig.replace(args=(sig.args[0], index)), (args[0], value))
+
+
+@lower_builtin(operator.setitem, Rows, types.Any, types.Any)
+def _lower_write(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    index, value = _unsigned(context, builder, sig.args[1], args[1])
+    kinds = (sig.args[0], index, sig.args[2])
+    return arrayobj.setitem_array(
+        context, builder, sig.replace(args=kinds), (args[0], value, args[2])
+    )
+
+
 class TablesType(types.Type):  # type: ignore[misc]
     """The Numba type of one Tables subclass: a pointer to its header."""
 
@@ -139,7 +183,7 @@ class TablesType(types.Type):  # type: ignore[misc]
     def field_type(self, name: str) -> types.Type:
         field = self.cls.layout[name]
         if isinstance(field, Field):
-            return typeof(np.zeros((1,) * field.ndim, field.dtype))
+            return Rows(numpy_support.from_dtype(np.dtype(field.dtype)), field.ndim)
         return TablesType(field)
 
 

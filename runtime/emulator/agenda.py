@@ -54,8 +54,12 @@ def wins(timers: Table, g: int, other: int) -> bool:
 
 @inner
 def schedule(timers: Table, agenda: npt.NDArray[np.int64], g: int) -> None:
-    """Note that a timer of g has changed."""
-    set_due(timers[g])
+    """Note that a timer of g may have changed."""
+    timer = timers[g]
+    due_ns, due_kind = timer.due_ns, timer.due_kind
+    set_due(timer)
+    if timer.due_ns == due_ns and timer.due_kind == due_kind:
+        return
     node = (agenda.shape[0] // 2 + g) // 2
     while node > 0:
         left, right = agenda[2 * node], agenda[2 * node + 1]

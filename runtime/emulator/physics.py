@@ -119,19 +119,22 @@ def _plan_decode(sim: Sim, g: int) -> None:
 
 @kernel
 def first_step_at(x_s: float, y_s: float, at_ns: int, k: int) -> int:
-    """Smallest j in [1, k] whose step ends at `at_ns` or later; k if none does."""
+    """Smallest j in [1, k] whose step ends at `at_ns` or later; k if none does.
+
+    The root of the curve, then whole steps from there.
+    """
     if curve_ns(x_s, y_s, 1) >= at_ns:
         return 1
     if curve_ns(x_s, y_s, k) < at_ns:
         return k
-    low, high = 1, k
-    while high - low > 1:
-        middle = (low + high) // 2
-        if curve_ns(x_s, y_s, middle) >= at_ns:
-            high = middle
-        else:
-            low = middle
-    return high
+    at_s, base = at_ns * 1e-9, x_s - 0.5 * y_s
+    root = 2.0 * at_s / (base + np.sqrt(max(0.0, base * base + 2.0 * y_s * at_s)))
+    j = min(max(int(root), 1), k)
+    while j > 1 and curve_ns(x_s, y_s, j - 1) >= at_ns:
+        j -= 1
+    while curve_ns(x_s, y_s, j) < at_ns:
+        j += 1
+    return j
 
 
 @inner

@@ -95,6 +95,9 @@ def rank_of(state: State, g: int, m: int) -> int:
 @kernel
 def turn_mask(state: State, g: int, m: int) -> int:
     """Why a turn of m on g is not possible, starvation of others apart."""
+    if state.models[m].bound == 0 and state.instances[g].role == Phases.BOTH:
+        if has_open_work(state, m):
+            return Masked.OPEN  # the most common case, at once
     if has_turn_work(state, g, m, Phases.BOTH, NONE):
         return Masked.OPEN
     ready = lists.count(state, lists.ready_list(state, m))
@@ -132,9 +135,6 @@ def prefetch_mask(state: State, g: int, m: int) -> int:
 @inner
 def own_mask(state: State, kind: int, g: int, m: int) -> int:
     """The reason that lies in m itself."""
-    if state.models[m].bound == 0 and state.instances[g].role == Phases.BOTH:
-        if kind == DecisionKind.TURN and has_open_work(state, m):
-            return Masked.OPEN  # the most common case, at once
     if kind == DecisionKind.PREFETCH:
         return prefetch_mask(state, g, m)
     return turn_mask(state, g, m)

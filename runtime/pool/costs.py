@@ -147,15 +147,15 @@ def new_load_ns(state: State, g: int, m: int) -> int:
 
 
 @inner
-def switch_left_ns(state: State, g: int, m: int) -> int:
-    """Time until a turn of m could begin to work on g if it was ordered now."""
-    inst, overhead_ns = state.instances[g], state.pool[0].turn_overhead_ns
-    for s in range(state.slots.shape[1]):
-        if state.slots[g, s].model == m:
-            if s == inst.loading_slot:
-                return overhead_ns + load_left_ns(state, g)
-            return overhead_ns
-    return overhead_ns + new_load_ns(state, g, m)
+def switch_left_ns(state: State, g: int, m: int, s: int) -> int:
+    """Time until a turn of m, which slot s of g holds or loads, could begin to work on g if it was
+    ordered now; s NONE: no slot does."""
+    overhead_ns = state.pool[0].turn_overhead_ns
+    if s < 0:
+        return overhead_ns + new_load_ns(state, g, m)
+    if s == state.instances[g].loading_slot:
+        return overhead_ns + load_left_ns(state, g)
+    return overhead_ns
 
 
 @inner

@@ -119,7 +119,7 @@ def work_features(state: State, g: int, m: int, out: Vector) -> None:
     per_ttft, is_loaded = 1.0 / model.ttft_ns, inst.model == m
     s = slot_of(state, g, m)
     is_ahead = 1 if s != NONE and state.slots[g, s].is_ahead != 0 else 0
-    switch = 0 if is_loaded else switch_left_ns(state, g, m)
+    switch = 0 if is_loaded else switch_left_ns(state, g, m, s)
     _open_features(state, g, m, now + switch, per_ttft, out)
     out[7] = clip((now - min(now, model.waiting_since_ns)) * per_ttft, 0.0, 4.0)
     out[8] = clip(switch * 1e-9, 0.0, 4.0)

@@ -14,6 +14,7 @@ from runtime.pool.costs import switch_left_ns
 from runtime.pool.outbox import emit
 from runtime.pool.state import State
 from runtime.pool.turns import first_claimable
+from runtime.pool.weights import slot_of
 
 
 @inner
@@ -65,7 +66,7 @@ def turn_to_stop(state: State, m: int) -> int:
             continue
         if inst.stage < Stage.COMMANDED:
             return NONE
-        switch_ns = switch_left_ns(state, g, m)
+        switch_ns = switch_left_ns(state, g, m, slot_of(state, g, m))
         soonest_ns = min(soonest_ns, quota_left_ns(state, g) + switch_ns)
         if can_stop(state, g) and switch_ns <= best_ns:
             is_longer = best == NONE or inst.turn_start_ns < state.instances[best].turn_start_ns

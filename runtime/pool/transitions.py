@@ -56,7 +56,7 @@ from runtime.pool.weights import (
     start_load,
     weights_in_place,
 )
-from runtime.slo import account_run, count_gaps, curve_ns
+from runtime.slo import account_ends, account_run, count_gaps, curve_ns
 
 RATE_TAU_S = 60.0
 
@@ -299,7 +299,8 @@ def _prefilled(state: State, g: int, n: int, seconds: float) -> int:
 def _steps(state: State, g: int, k: int, x: float, y: float) -> int:
     inst, requests = state.instances[g], state.requests
     model = state.models[inst.model]
-    duration = curve_ns(x, y, k)
+    duration, step_ns = curve_ns(x, y, k), curve_ns(x, y, 1)
+    ends_ns = step_ns, curve_ns(x, y, max(1, k - 1)), duration
     begin = state.pool[0].now_ns - duration
     inst.busy_ns += duration
     inst.compute_ns += duration
@@ -313,13 +314,13 @@ def _steps(state: State, g: int, k: int, x: float, y: float) -> int:
         if requests[r].last_token_ns == begin:
             went_on += 1
         else:
-            gap_s = (begin + curve_ns(x, y, 1) - requests[r].last_token_ns) / 1e9
+            gap_s = (begin + step_ns - requests[r].last_token_ns) / 1e9
             count_gaps(state.gaps, gap_s, 0.0, 1, 1)
-        account_run(requests, r, model.ttft_ns, model.tbt_ns, begin, x, y, k)
+        account_ends(requests, r, model.ttft_ns, model.tbt_ns, begin, x, y, k, ends_ns)
         r = requests[r].next
     inst.kv_used_bytes += grown * model.block_bytes
     if went_on > 0:
-        count_gaps(state.gaps, curve_ns(x, y, 1) / 1e9, 0.0, 1, went_on)
+        count_gaps(state.gaps, step_ns / 1e9, 0.0, 1, went_on)
     if k > 1:
         count_gaps(state.gaps, x + y, y, k - 1, size)
     inst.batch_context_tokens += k * size

@@ -51,6 +51,21 @@ def set_a(tables: Small, i: int, value: int) -> None:
     tables.rows[i].a = value
 
 
+@njit
+def fill_grid(tables: Small, value: int) -> None:
+    for i in range(tables.grid.shape[0]):
+        for j in range(tables.grid.shape[1]):
+            tables.grid[i, j] = value + tables.grid[i][j]
+
+
+def test_kernels_write_rows_and_cells_of_a_field() -> None:
+    tables = small()
+    set_a(tables, 1, 7)
+    fill_grid(tables, 10)
+    assert tables.rows["a"].tolist() == [0, 7]
+    assert tables.grid.tolist() == [[10, 11, 12], [13, 14, 15]]
+
+
 view = at(Small)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runtime.core import NS, PoolSpec, SloSpec
 from runtime.emulator.noise import factor
@@ -342,3 +344,19 @@ def test_first_step_at_is_the_earliest_boundary_not_before(
     ends = np.array([curve_ns(0.01, 1e-4, j) for j in range(1, k + 1)])
     assert first_step_at(0.01, 1e-4, at_ns, k) == expected
     assert expected == min(k, int(np.searchsorted(ends, at_ns)) + 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    x_s=st.sampled_from([1e-9, 0.001, 0.0123, 0.3]),
+    y_s=st.sampled_from([0.0, 1e-9, 1e-5, 1e-3]),
+    k=st.integers(1, 3000),
+    share=st.floats(0.0, 1.2),
+    off_ns=st.integers(-1, 1),
+)
+def test_first_step_at_finds_what_a_search_over_all_steps_finds(
+    x_s: float, y_s: float, k: int, share: float, off_ns: int
+) -> None:
+    ends = np.array([curve_ns(x_s, y_s, j) for j in range(1, k + 1)])
+    at_ns = int(share * ends[-1]) + off_ns
+    assert first_step_at(x_s, y_s, at_ns, k) == min(k, int(np.searchsorted(ends, at_ns)) + 1)
