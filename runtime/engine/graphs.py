@@ -160,7 +160,12 @@ class CudaCapture:
             torch.cuda.synchronize(self._device.torch)
             before = self._device.memory_used()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
+            with torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=torch.cuda.current_stream(),
+                capture_error_mode="thread_local",  # other threads go on copying weights
+            ):
                 logits = step()
             torch.cuda.synchronize(self._device.torch)
         return Captured(graph.replay, logits, max(0, self._device.memory_used() - before))
