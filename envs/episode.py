@@ -76,7 +76,7 @@ def log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
 
 def _drawn_pool(spec: ScenarioSpec, pool: PoolSpec, rng: np.random.Generator) -> PoolSpec:
     """The pool as an agent runs it, with the failures, the noise and the seed of one episode."""
-    pool = role_free(pool)
+    pool = role_free(pool, Dispatch.PUSH if spec.routes else Dispatch.PULL)
     if spec.mtbf_s:
         pool = replace(pool, mtbf_s=spec.mtbf_s[rng.integers(len(spec.mtbf_s))])
     if spec.noise is not None:
@@ -85,9 +85,9 @@ def _drawn_pool(spec: ScenarioSpec, pool: PoolSpec, rng: np.random.Generator) ->
 
 
 @lru_cache(maxsize=TEMPLATES)
-def role_free(pool: PoolSpec) -> PoolSpec:
-    """Every instance does both, requests wait in one pool."""
-    return replace(pool, roles=(), dispatch=Dispatch.PULL, prefetch=PrefetchMode.CAUSAL)
+def role_free(pool: PoolSpec, dispatch: Dispatch = Dispatch.PULL) -> PoolSpec:
+    """Every instance does both; pull: requests wait in one pool."""
+    return replace(pool, roles=(), dispatch=dispatch, prefetch=PrefetchMode.CAUSAL)
 
 
 def sample(spec: ScenarioSpec, rng: np.random.Generator, *, journal_rows: int = 0) -> Sim:

@@ -33,6 +33,9 @@ class ScenarioSpec:
       none given: the pool's own); `noise`, uniform in its range, in place of the pool's own; and
       `speed`, log-uniform: all step times of the profile are divided by it.
 
+    With `routes` the pools are push pools: each arrival asks for an instance (a ROUTE). A pool with
+    `interrupt_slack_s` asks for INTERRUPTs.
+
     A trace in memory may stand for a choice; it is played whole, and has no JSON. Raises UserError.
     """
 
@@ -48,6 +51,7 @@ class ScenarioSpec:
     mtbf_s: tuple[float, ...] = ()
     noise: tuple[float, float] | None = None
     speed: tuple[float, float] = (1.0, 1.0)
+    routes: bool = False
 
     @classmethod
     def from_json(cls, value: "ScenarioSpec | Mapping[str, Any] | str") -> "ScenarioSpec":

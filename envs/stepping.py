@@ -1,9 +1,8 @@
 """One environment step in compiled code: act, run to the next decision, observe, reward.
 
 Letters: P pools, K rows, F row features, I instance features, C pool features, Q quota levels.
-Action a < K * Q: row a // Q with quota level a % Q (a PREFETCH uses level 0 only); a = K * Q:
-idle (only while something else is under way), or no prefetch. ROUTE decisions of push pools are
-answered by the first able instance.
+Action a < K * Q: row a // Q with quota level a % Q (level 0 only, but for a TURN); a = K * Q: idle
+(only while something else is under way), no prefetch, the turn kept. Rows: see choices.py.
 """
 
 from typing import ClassVar
@@ -11,13 +10,14 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from envs.choices import choice_features, fill_choices, least_routed, may_pass
 from envs.deadlines import missed_by
 from runtime.compiled import inner, kernel
 from runtime.core import FOREVER_NS, NONE, DecisionKind, EventKind
 from runtime.emulator.loop import Signal, advance, answer, missed_deadlines
 from runtime.emulator.tables import Sim
-from runtime.pool.candidates import can_idle, fill_rows
-from runtime.pool.features import C, F, I, instance_features, pool_features, row_features
+from runtime.pool.candidates import fill_rows
+from runtime.pool.features import C, F, I, instance_features, pool_features
 from runtime.pool.state import Table
 from runtime.tables import Field, Tables, at
 
@@ -34,7 +34,8 @@ class Buffers(Tables):
     last step showed stands while the next is made: rows [2P, K*F], instance [2P, I], globals
     [2P, C], mask [2P, K*Q+1], rows in use [2P]. `half` says which is the present one.
 
-    Of the present only: models behind the rows [P, K], missed deadlines [P], clocks [P].
+    Of the present only: models (of a ROUTE: instances) behind the rows [P, K], missed deadlines
+    [P], clocks [P].
     """
 
     layout: ClassVar = {
@@ -83,16 +84,6 @@ def new_buffers(pools: int, rows: int, quotas_s: tuple[float, ...]) -> Buffers:
 
 
 @inner
-def run_to_decision(sim: Sim) -> int:
-    """Advance to a TURN or PREFETCH; routes are answered as posed."""
-    signal = advance(sim)
-    while signal == Signal.DECISION and sim.control[0].decision_kind == DecisionKind.ROUTE:
-        answer(sim)
-        signal = advance(sim)
-    return signal
-
-
-@inner
 def present(buffers: Buffers, p: int) -> int:
     """Where the present half shows pool p."""
     return int(buffers.half[0] * buffers.models.shape[0] + p)
@@ -105,10 +96,10 @@ def observe(buffers: Buffers, p: int, sim: Sim) -> None:
     kind, g = control.decision_kind, control.decision_index
     models, mask, out = buffers.models[p], buffers.mask[place], buffers.rows[place]
     levels = buffers.quotas_ns.shape[0]
-    count, overflow = fill_rows(state, kind, g, models)
-    allowed = 1 if kind == DecisionKind.PREFETCH else levels
+    count, overflow = fill_choices(state, kind, g, sim.event[0], models)
+    allowed = levels if kind == DecisionKind.TURN else 1
     for i in range(count):
-        row_features(state, g, models[i], buffers.features[p])
+        choice_features(state, kind, g, models[i], buffers.features[p])
         for f in range(F):
             out[i * F + f] = buffers.features[p, f]
         for q in range(levels):
@@ -116,8 +107,11 @@ def observe(buffers: Buffers, p: int, sim: Sim) -> None:
     for i in range(count, models.shape[0]):
         models[i] = NONE
     clear_rows(buffers, place, count)
-    mask[models.shape[0] * levels] = kind == DecisionKind.PREFETCH or can_idle(state, g)
-    instance_features(state, kind, g, buffers.instance[place])
+    mask[models.shape[0] * levels] = may_pass(state, kind, g)
+    if kind == DecisionKind.ROUTE:
+        buffers.instance[place, :] = 0.0  # no instance decides
+    else:
+        instance_features(state, kind, g, buffers.instance[place])
     pool_features(state, overflow, buffers.globals[place])
 
 
@@ -157,11 +151,16 @@ def act(buffers: Buffers, p: int, sim: Sim, action: int) -> None:
     if not mask[action]:
         action = idle if mask[idle] else 0
     if action != idle:
-        row = action // levels
-        event.model = buffers.models[p, row]
-        if sim.control[0].decision_kind == DecisionKind.TURN:
+        kind, chosen = sim.control[0].decision_kind, buffers.models[p, action // levels]
+        if kind == DecisionKind.ROUTE:
+            event.instance = chosen
+        else:
+            event.model = chosen
+        if kind == DecisionKind.TURN:
             event.kind = EventKind.TURN
             event.quota_ns = buffers.quotas_ns[action % levels]
+        elif kind == DecisionKind.INTERRUPT:
+            event.n = 1
     answer(sim)
 
 
@@ -169,7 +168,7 @@ def act(buffers: Buffers, p: int, sim: Sim, action: int) -> None:
 def run_on(buffers: Buffers, p: int, sim: Sim, is_step: bool) -> None:
     """Run to the next decision and settle the clock; a full request table leaves it open."""
     clock = buffers.clocks[p]
-    clock.signal = run_to_decision(sim)
+    clock.signal = advance(sim)
     if clock.signal == Signal.SLOTS_FULL or clock.signal == Signal.JOURNAL_FULL:
         return
     clock.is_over = 0 if clock.signal == Signal.DECISION else 1
@@ -189,9 +188,10 @@ def run_on(buffers: Buffers, p: int, sim: Sim, is_step: bool) -> None:
 
 @kernel
 def serve_oldest(sim: Sim, rows: npt.NDArray[np.int64]) -> int:
-    """Drive a pool by the oldest open request, turns of 1 s, no prefetch: a plain warm-up."""
+    """Drive a pool by the oldest open request, turns of 1 s that none interrupts, no prefetch,
+    routes to the shortest queue: a plain warm-up."""
     while True:
-        signal = run_to_decision(sim)
+        signal = advance(sim)
         if signal != Signal.DECISION:
             return signal
         control, state, event = sim.control[0], sim.state, sim.event[0]
@@ -203,6 +203,8 @@ def serve_oldest(sim: Sim, rows: npt.NDArray[np.int64]) -> int:
                 waiting = state.models[rows[i]].waiting_since_ns
                 if waiting < oldest:
                     oldest, event.model = waiting, rows[i]
+        elif control.decision_kind == DecisionKind.ROUTE:
+            event.instance = least_routed(state, control.decision_index)
         answer(sim)
 
 

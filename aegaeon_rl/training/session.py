@@ -57,10 +57,17 @@ class Job:
         `train.scenario` names, with its noise, speeds and failures. Raises UserError."""
         spec = self.spec
         others = () if spec.scenario is None else (ScenarioSpec.from_json(spec.scenario),)
+        pools = (self.pool, *(pool for other in others for pool in other.pools))
+        for pool in pools:
+            if pool.interrupt_slack_s > 0:
+                raise UserError(
+                    f"pool.interrupt_slack_s={pool.interrupt_slack_s:g} of pool {pool.name}:"
+                    " expected 0, a learned policy stops no turn"
+                )
         varied = {name: getattr(o, name) for o in others for name in ("noise", "speed", "mtbf_s")}
         return ScenarioSpec(
             traces=(self.parts.train,),
-            pools=(self.pool, *(pool for other in others for pool in other.pools)),
+            pools=pools,
             slos=(self.slo, *(slo for other in others for slo in other.slos)),
             warm_s=spec.warm_s,
             shortest_s=spec.shortest_s,

@@ -63,6 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "failing": {"mtbf_s": 2.0, "mttr_s": 1.0},
     "noisy": {"noise": 0.3},
     "fair": {"max_wait_s": 0.5, "prefill_chunk_tokens": 256},
+    "interrupted": {"interrupt_slack_s": 5.0},
     "several_weights": {"weight_budget_bytes": 50 * 10**9, "weight_slots": 3},
 }
 SLOS = (SloSpec(ttft_s=1.0, tbt_s=0.05), SloSpec(ttft_s=0.1, tbt_s=0.005))

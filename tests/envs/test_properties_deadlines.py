@@ -31,7 +31,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "failing": {"pool": {"mtbf_s": 5.0}},
     "noisy": {"noise": (0.2, 0.4)},
     "in chunks": {"pool": {"prefill_chunk_tokens": 128}, "load_scale": (2.0, 4.0)},
+    "interrupted": {"pool": {"interrupt_slack_s": 5.0}},
+    "routed": {"routes": True},
+    "routed and interrupted": {"pool": {"interrupt_slack_s": 5.0}, "routes": True},
 }
+ANSWERED = {"interrupted": EventKind.INTERRUPT, "routed": EventKind.ROUTE}
 
 
 @dataclass
@@ -132,6 +136,8 @@ def test_return_is_the_deadlines_missed_token_by_token(
     assert sim is not None
     assert played.end_ns == sim.control["horizon_ns"][0]
     count = played.count(pools)
+    kinds = set(sim.journal["kind"][: sim.control["journal_rows"][0]].tolist())
+    assert all(kind in kinds for word, kind in ANSWERED.items() if word in name)
     expected = count.missed(sim, slo, played.end_ns) - count.missed(sim, slo, played.start_ns)
     assert -played.paid * spec.deadline_rate == pytest.approx(expected, abs=1e-6)
     assert expected > 0 or name not in ("late", "impatient")

@@ -1,6 +1,7 @@
 """A run from start to choice: candidates, ties, resumption, and what it tells."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,13 @@ def done(
     """An uninterrupted run."""
     job, ear = make_job(tmp_path_factory.mktemp("done")), Ear()
     return job, train(job, ear.listener()), ear
+
+
+def test_training_on_a_pool_that_asks_for_interrupts_is_refused(done: Any) -> None:
+    job = done[0]
+    asking = replace(job, pool=replace(job.pool, interrupt_slack_s=1.0))
+    with pytest.raises(UserError, match=r"pool\.interrupt_slack_s=1 of pool .*: expected 0"):
+        asking.scenario()
 
 
 def test_start_and_every_checkpoint_are_candidates(done: Any) -> None:
