@@ -238,3 +238,23 @@ def test_without_an_open_row_idle_still_has_a_score() -> None:
     actor, critic = network(pack(observation, len(QUOTAS_S)))
     assert torch.isfinite(actor).all()
     assert torch.isfinite(critic).all()
+
+
+def test_actor_and_critic_do_not_read_the_privileged_key(make_job: Callable[..., Job]) -> None:
+    """With the key in the observation the same actions come out, whatever it holds."""
+    scenario = make_job(Path("unused")).scenario()
+    pools = Pools(scenario, 3, rows=ROWS, quotas_s=QUOTAS_S, privileged=True)
+    for p in range(3):
+        pools.seed(p, p)
+        pools.reset(p)
+    space = observation_space(ROWS, len(QUOTAS_S), privileged=True)
+    actions = spaces.Discrete(ROWS * len(QUOTAS_S) + 1)
+    arguments = policy_arguments(stirred(1), ROWS, 5.0)
+    policy = RowPolicy(space, actions, lambda _: 1e-3, **arguments)
+    seen = pools.observation(slice(None))
+    told = [
+        policy.judge(seen | {"privileged": np.full_like(seen["privileged"], value)}, pools.mask)
+        for value in (0.0, 3.0)
+    ]
+    assert "privileged" in seen
+    assert all(torch.equal(a, b) for a, b in zip(*told, strict=True))
