@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -84,17 +85,19 @@ def _group(
 ) -> Group:
     """Padded places repeat the last token, so that nothing unwritten is ever read."""
     chosen = requests if requests is not None else list(range(len(lengths)))
-    contexts = torch.tensor([batch.context_lengths[r] for r in chosen])[:, None]
-    seen = torch.tensor([lengths[r] for r in chosen])[:, None]
-    index = torch.arange(int(seen.max()))[None]
-    place = contexts - seen + torch.minimum(index, seen - 1)
-    tables = batch.block_tables[chosen].long()
-    at = tables.gather(1, place // batch.block) * row_stride(kv_layer) + place % batch.block
+    contexts = np.array([batch.context_lengths[r] for r in chosen])[:, None]
+    seen = np.array([lengths[r] for r in chosen])[:, None]
+    index = np.arange(seen.max())
+    place = contexts - seen + np.minimum(index, seen - 1)
+    tables = batch.block_tables.numpy()[chosen].astype(np.int64)
+    blocks, offsets = np.divmod(place, batch.block)
+    at = np.take_along_axis(tables, blocks, 1) * row_stride(kv_layer) + offsets
     mask = None
-    if int(seen.min()) < index.shape[1]:
+    if seen.min() < len(index):
         share = query.shape[1] // kv_layer.shape[3]
-        mask = torch.zeros(len(chosen), 1, share, index.shape[1], dtype=query.dtype)
-        mask.masked_fill_((index >= seen)[:, None, None], float("-inf"))
-    flat = at.flatten()
+        hidden = torch.from_numpy(index >= seen)
+        mask = torch.zeros(len(chosen), 1, share, len(index), dtype=query.dtype)
+        mask.masked_fill_(hidden[:, None, None], float("-inf"))
+    flat = torch.from_numpy(at.reshape(-1))
     which = None if requests is None else torch.tensor(requests)
     return Group(which, torch.cat([flat, flat + batch.block]), mask)

@@ -113,16 +113,9 @@ def measure(spec: BenchSpec) -> dict[str, Any]:
     copied = max(blobs["a"].nbytes, SWITCH_BYTES)
     row |= measure_switch(device, copied, 3 * spec.runs).row()
     with bench_engine(device, blobs, kv_bytes(spec, blobs["a"])) as engine:
-        row |= measure_speed(spec, engine, prompts)
+        row |= measure_speed(spec, engine, plain_model(blobs["a"], device.torch), prompts)
         row |= measure_switches(spec, engine)
-        row |= measure_kv(spec, engine, prompts)
-    row |= measure_generate(spec, device, blobs["a"], prompts)
-    for batch in spec.batches:
-        ours, theirs = row[f"decode_tokens_s_b{batch}"], row[f"generate_tokens_s_b{batch}"]
-        row[f"decode_over_generate_b{batch}"] = round(ours / theirs, 3)
-        row[f"together_over_single_b{batch}"] = round(
-            ours / row[f"decode_tokens_s_b{spec.batches[0]}"], 3
-        )
+        row |= measure_kv(spec, engine)
     row |= measure_floor(device, blobs["a"], row[f"decode_tokens_s_b{spec.batches[0]}"])
     for blob in blobs.values():
         blob.close()
@@ -176,24 +169,48 @@ def run_batch(
 
 
 def measure_speed(
-    spec: BenchSpec, engine: Engine, prompts: list[tuple[int, ...]]
+    spec: BenchSpec, engine: Engine, plain: Any, prompts: list[tuple[int, ...]]
 ) -> dict[str, float]:
-    """Tokens a second of prefill and decode by batch size; medians over runs."""
+    """Tokens a second of prefill and decode by batch size, transformers' `generate` on the same
+    weights in turn with ours; medians over runs."""
     row: dict[str, float] = {}
     for batch in spec.batches:
-        prefill: list[float] = []
-        decode: list[float] = []
+        prefill, decode, theirs = [], [], []
         for run in range(-1, spec.runs):  # the first warms up
             events = run_batch(engine, "a", prompts[:batch], spec.tokens)
+            steps = [e.seconds for e in events if e.kind is EventKind.STEPS]
+            generate_s = generate_step(plain, engine.device, prompts[:batch], spec.tokens)
             if run >= 0:
                 prefill += [e.seconds for e in events if e.kind is EventKind.PREFILLED]
-                steps = [e.seconds for e in events if e.kind is EventKind.STEPS]
                 decode.append(sum(steps) / len(steps))
-        row[f"prefill_tokens_s_b{batch}"] = round(
-            batch * spec.prompt_tokens / statistics.median(prefill)
-        )
-        row[f"decode_tokens_s_b{batch}"] = round(batch / statistics.median(decode), 2)
-    return row
+                theirs.append(generate_s)
+        ratios = [slow / fast for slow, fast in zip(theirs, decode, strict=True)]
+        tokens = batch * spec.prompt_tokens
+        row |= {
+            f"prefill_tokens_s_b{batch}": round(tokens / statistics.median(prefill)),
+            f"decode_tokens_s_b{batch}": round(batch / statistics.median(decode), 2),
+            f"generate_tokens_s_b{batch}": round(batch / statistics.median(theirs), 2),
+            f"decode_over_generate_b{batch}": round(statistics.median(ratios), 3),
+        }
+    alone = row[f"decode_tokens_s_b{spec.batches[0]}"] / spec.batches[0]
+    together = {b: row[f"decode_tokens_s_b{b}"] / alone for b in spec.batches[1:]}
+    return row | {f"together_over_alone_b{b}": round(x, 3) for b, x in together.items()}
+
+
+def generate_step(
+    model: Any, device: Device, prompts: Sequence[tuple[int, ...]], tokens: int
+) -> float:
+    """Seconds of a decode step of `generate`: a run less one that only prefills."""
+    ids = torch.tensor(prompts, device=device.torch)
+
+    def generate(count: int) -> None:
+        mask = torch.ones_like(ids)
+        keys = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        model.generate(ids, attention_mask=mask, max_new_tokens=count, **keys)
+        device.synchronize()
+
+    first_s = timed(lambda: generate(1))
+    return (timed(lambda: generate(tokens)) - first_s) / (tokens - 1)
 
 
 def measure_switches(spec: BenchSpec, engine: Engine) -> dict[str, float]:
@@ -224,7 +241,7 @@ def measure_switches(spec: BenchSpec, engine: Engine) -> dict[str, float]:
     }
 
 
-def measure_kv(spec: BenchSpec, engine: Engine, prompts: list[tuple[int, ...]]) -> dict[str, float]:
+def measure_kv(spec: BenchSpec, engine: Engine) -> dict[str, float]:
     """GB/s of KV out to the host and back in."""
     out_s, in_s, kv = [], [], engine.kv
     served = engine.served("a")
@@ -241,37 +258,6 @@ def measure_kv(spec: BenchSpec, engine: Engine, prompts: list[tuple[int, ...]]) 
         "kv_out_gb_s": round(nbytes / statistics.median(out_s[1:]) / 1e9, 3),
         "kv_in_gb_s": round(nbytes / statistics.median(in_s[1:]) / 1e9, 3),
     }
-
-
-def measure_generate(
-    spec: BenchSpec, device: Device, blob: Blob, prompts: list[tuple[int, ...]]
-) -> dict[str, float]:
-    """Decode of transformers' `generate` on the same weights: its time less that of one token."""
-    model = plain_model(blob, device.torch)
-    row = {}
-    for batch in spec.batches:
-        ids = torch.tensor(prompts[:batch], device=device.torch)
-
-        def generate(tokens: int, ids: torch.Tensor = ids) -> float:
-            def work() -> None:
-                model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=tokens,
-                    do_sample=False,
-                    eos_token_id=None,
-                    pad_token_id=0,
-                )
-                device.synchronize()
-
-            return timed(work)
-
-        generate(2)
-        steps = [
-            (generate(spec.tokens) - generate(1)) / (spec.tokens - 1) for _ in range(spec.runs)
-        ]
-        row[f"generate_tokens_s_b{batch}"] = round(batch / statistics.median(steps), 2)
-    return row
 
 
 def measure_floor(device: Device, blob: Blob, tokens_s: float) -> dict[str, float]:
