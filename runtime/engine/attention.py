@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,11 +123,20 @@ def store(key: Tensor, value: Tensor, kv_layer: Tensor, batch: AttentionBatch) -
     name = ("store", row_stride(kv_layer))
     target = batch.plans.get(name)
     if target is None:
-        slots, block = batch.slot_mapping, batch.block
-        at = (slots // block) * row_stride(kv_layer) + slots % block
-        target = batch.plans[name] = torch.cat([at, at + block])
+        target = batch.plans[name] = stored_rows(batch, row_stride(kv_layer))
     assert isinstance(target, Tensor)
     rows.index_copy_(0, target, torch.cat([key, value]).view(-1, rows.shape[1]))
+
+
+def stored_rows(batch: AttentionBatch, stride: int) -> Tensor:
+    """int64 [2 * T]: the rows of the new tokens' keys, then of their values."""
+    block = batch.block
+    if batch.slot_mapping.is_cuda:
+        at = (batch.slot_mapping // block) * stride + batch.slot_mapping % block
+        return torch.cat([at, at + block])
+    blocks, offsets = np.divmod(batch.slot_mapping.numpy(), block)
+    rows = blocks * stride + offsets
+    return torch.from_numpy(np.concatenate([rows, rows + block]))
 
 
 def reference(

@@ -83,21 +83,24 @@ def _group(
     kv_layer: Tensor,
     batch: AttentionBatch,
 ) -> Group:
-    """Padded places repeat the last token, so that nothing unwritten is ever read."""
+    """Padded places repeat a token, so that nothing unwritten is ever read."""
     chosen = requests if requests is not None else list(range(len(lengths)))
     contexts = np.array([batch.context_lengths[r] for r in chosen])[:, None]
     seen = np.array([lengths[r] for r in chosen])[:, None]
-    index = np.arange(seen.max())
-    place = contexts - seen + np.minimum(index, seen - 1)
+    starts = contexts - seen
     tables = batch.block_tables.numpy()[chosen].astype(np.int64)
-    blocks, offsets = np.divmod(place, batch.block)
-    at = np.take_along_axis(tables, blocks, 1) * row_stride(kv_layer) + offsets
+    at = tables[:, :, None] * row_stride(kv_layer) + np.arange(batch.block)
+    at = at.reshape(len(chosen), -1)  # rows of all tokens, the unwritten ones included
+    if starts.any():
+        at = np.take_along_axis(at, np.minimum(starts + np.arange(seen.max()), contexts - 1), 1)
+    at = at[:, : seen.max()]
     mask = None
-    if seen.min() < len(index):
+    if seen.min() < at.shape[1]:
+        hidden = np.arange(at.shape[1]) >= seen
+        at = np.where(hidden, at[:, :1], at)
         share = query.shape[1] // kv_layer.shape[3]
-        hidden = torch.from_numpy(index >= seen)
-        mask = torch.zeros(len(chosen), 1, share, len(index), dtype=query.dtype)
-        mask.masked_fill_(hidden[:, None, None], float("-inf"))
+        mask = torch.zeros(len(chosen), 1, share, at.shape[1], dtype=query.dtype)
+        mask.masked_fill_(torch.from_numpy(hidden)[:, None, None], float("-inf"))
     flat = torch.from_numpy(at.reshape(-1))
     which = None if requests is None else torch.tensor(requests)
     return Group(which, torch.cat([flat, flat + batch.block]), mask)

@@ -147,6 +147,7 @@ class Shell:
                 self.config, dtype=self.dtype, attn_implementation=attention
             )
         for module in model.modules():
+            module.__dict__.update(module._modules)  # found without torch's slow way to attributes
             if hasattr(module, "layer_idx"):
                 module.step = self.step
             lost = [name for name, b in module.named_buffers(recurse=False) if b.is_meta]
@@ -187,7 +188,7 @@ class Shell:
         for view, (_, holders) in zip(self._views[key], self._names, strict=True):
             parameter = nn.Parameter(view, requires_grad=False)
             for module, name in holders:
-                module._parameters[name] = parameter
+                module._parameters[name] = module.__dict__[name] = parameter
         self.bound = key
 
     def _find(self, names: Sequence[str], views: Mapping[str, Tensor]) -> Tensor:
