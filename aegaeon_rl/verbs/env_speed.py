@@ -72,10 +72,11 @@ def bench_env(
     peers: bool,
     seed: int,
 ) -> dict[str, Any]:
-    """One row: the pools stepped by random actions, MaskablePPO end to end at 2 epochs, and with
-    `peers` the single environment behind SB3's DummyVecEnv and SubprocVecEnv."""
+    """One row: the pools stepped by random actions, their observations by view as in training,
+    MaskablePPO end to end at 2 epochs, and with `peers` the single environment
+    behind SB3's DummyVecEnv and SubprocVecEnv."""
     steps = -(-decisions // pools)
-    speed = measure_steps(PoolVecEnv(scenario, pools, threads=threads), steps, seed)
+    speed = measure_steps(PoolVecEnv(scenario, pools, threads=threads, copy=False), steps, seed)
     trained = measure_training(
         scenario, pools=pools, decisions=train_decisions, seed=seed, folder=folder
     )
