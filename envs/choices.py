@@ -15,6 +15,7 @@ from runtime.pool.features import Vector, clip, row_features
 from runtime.pool.memory import bytes_for, capacity_bytes, context_tokens
 from runtime.pool.open_work import next_deadline_ns
 from runtime.pool.state import Record, State
+from runtime.pool.weights import slot_of
 
 
 @inner
@@ -62,7 +63,7 @@ def route_features(state: State, r: int, g: int, out: Vector) -> None:
     m = req.model
     row_features(state, g, m, out)
     per_ttft = 1.0 / state.models[m].ttft_ns
-    switch_ns = 0 if inst.model == m else switch_left_ns(state, g, m)
+    switch_ns = 0 if inst.model == m else switch_left_ns(state, g, m, slot_of(state, g, m))
     slack = (next_deadline_ns(state, r) - now - switch_ns) * per_ttft
     out[0] = clip(slack, 0.0, 4.0)
     out[1] = 1.0 if slack < 0.0 else 0.0
