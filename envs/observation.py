@@ -57,8 +57,9 @@ def describe_observation(rows: int, quotas_s: Sequence[float], *, privileged: bo
         ),
         _section(f"globals [{len(POOL_FEATURES)}]: the pool", _lines(POOL_FEATURES, str)),
         f"action_mask [{rows * levels + 1}]: 1 where the action is allowed; action {levels}k+q"
-        f" gives row k a turn of quota q of {list(map(float, quotas_s))} s (q=0 prefetches it),"
-        f" {rows * levels} is idle, or no prefetch",
+        f" gives row k a turn of quota q of {list(map(float, quotas_s))} s; of other decisions only"
+        " q=0 is open: prefetch row k, stop for it (INTERRUPT), send the request there (ROUTE: its"
+        f" rows are instances); {rows * levels} is idle, no prefetch, or keeps the turn",
     ]
     if privileged:
         parts += _privileged(rows)

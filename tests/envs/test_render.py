@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from envs.pool_env import PoolEnv
+from envs.privileged import H
 from envs.rendering.frames import FPS, MODES
 from envs.scenario import ScenarioSpec
 from envs.vector import PoolVecEnv, PoolVectorEnv
@@ -138,3 +140,20 @@ def test_journal_of_a_rendered_pool_grows_as_it_must(
     act(small, 150), act(large, 150)
     assert small.render() == large.render()
     assert len(small.pools.sims[0].journal) > 128  # type: ignore[union-attr]
+
+
+def test_route_is_asked_of_no_instance_and_foretells_no_rows(scenario: ScenarioSpec) -> None:
+    """The rows of a ROUTE are instances: only the pool's future is told."""
+    pushed = replace(scenario, routes=True)
+    env = PoolEnv(pushed, rows=8, render_mode="ansi", privileged=True)
+    observation, _ = env.reset(seed=1)
+    seen = set()
+    for _ in range(80):
+        text = env.render()
+        is_route = "asked: route" in text
+        seen.add(is_route)
+        assert (">" in text) == (not is_route)
+        future = observation["privileged"].reshape(-1, H)
+        assert not (is_route and future[:-1].any())
+        observation = env.step(np.int64(env.action_masks().argmax()))[0]
+    assert seen == {True, False}
