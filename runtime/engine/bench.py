@@ -21,14 +21,13 @@ from typing import Any
 import torch
 
 from runtime.core import EventKind
-from runtime.engine.arena import Arena
 from runtime.engine.bench_models import plain_model, random_model
 from runtime.engine.bench_switch import measure_switch
 from runtime.engine.blob import Blob
 from runtime.engine.device import Device, open_device
 from runtime.engine.engine import Engine
-from runtime.engine.host_kv import HostKv
-from runtime.engine.kv import KvArena, KvSpec
+from runtime.engine.kv import KvSpec
+from runtime.engine.opening import Shelf, opened_engine
 from runtime.engine.plan import Plan, Request, TurnEvent
 from runtime.errors import UserError
 
@@ -64,40 +63,16 @@ class BenchSpec:
         return DTYPES[self.dtype or ("float32" if self.device == "cpu" else "bfloat16")]
 
 
-class Shelf:
-    """Blobs in host memory, by name."""
-
-    def __init__(self, blobs: dict[str, Blob]) -> None:
-        self._blobs = blobs
-
-    def take(self, name: str) -> Blob:
-        return self._blobs[name]
-
-    def release(self, name: str) -> None:
-        pass
-
-
 @contextmanager
-def bench_engine(
-    device: Device, blobs: dict[str, Blob], kv_bytes: int, *, slots: int = 2
-) -> Iterator[Engine]:
-    """An engine over these blobs, pinned, with `kv_bytes` here and as many in host memory."""
-    nbytes = max(blob.nbytes for blob in blobs.values())
-    arena = Arena(device, slots * nbytes + kv_bytes, [nbytes] * slots)
-    host = HostKv.create(kv_bytes, slab_bytes=min(kv_bytes, 1 << 28))
+def bench_engine(device: Device, blobs: dict[str, Blob], kv_bytes: int) -> Iterator[Engine]:
+    """An engine of two slots over these blobs, pinned."""
     for blob in blobs.values():
         device.register(blob.host)
-    engine = Engine(device, arena, KvArena(device, arena.kv, host), Shelf(blobs))
-    for name, blob in blobs.items():
-        engine.add_model(name, blob.index)
-    try:
+    indexes = {name: blob.index for name, blob in blobs.items()}
+    with opened_engine(device, Shelf(blobs), indexes, kv_bytes=kv_bytes) as engine:
         yield engine
-    finally:
-        engine.close()
-        for blob in blobs.values():
-            device.unregister(blob.host)
-        device.unregister(host.bytes)
-        host.close()
+    for blob in blobs.values():
+        device.unregister(blob.host)
 
 
 def measure(spec: BenchSpec) -> dict[str, Any]:
