@@ -1,5 +1,6 @@
-"""`bench`: how fast the emulator and the environment are on this machine."""
+"""`bench`: how fast the emulator, the environment and the engine are on this machine."""
 
+import importlib.util
 import resource
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from envs.scenario import ScenarioSpec
 from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.run import Run, run
 from runtime.emulator.stream import check_streams, replay
+from runtime.engine.bench_spec import BenchSpec
 from runtime.errors import UserError
 from runtime.protocol import Policy
 from traces import Trace
@@ -30,6 +32,7 @@ from traces.stream import TraceStream
 class Bench(StrEnum):
     EMULATOR = "emulator"
     ENV = "env"
+    ENGINE = "engine"
 
 
 class Workload(StrEnum):
@@ -51,6 +54,7 @@ class Config:
     stream: bool = False
     runs: int = 1
     bench: Bench = Bench.EMULATOR
+    engine: BenchSpec = field(default_factory=BenchSpec)
     policies: tuple[str, ...] = ("index", "aegaeon")
     gpus: int = 16
     models: int = 80
@@ -81,7 +85,10 @@ def main(config: Config) -> None:
     trace = None if config.stream else workload(config)
     if trace is not None:
         config.slo.check_models(trace.models)
-    if config.bench is Bench.ENV and trace is not None:
+    if config.bench is Bench.ENGINE:
+        run_folder(folder, config)
+        rows = [bench_engine(config)]
+    elif config.bench is Bench.ENV and trace is not None:
         scenario = ScenarioSpec(traces=(trace,), pools=(pool,), slos=(config.slo,))
         run_folder(folder, config)
         row = bench_env(
@@ -109,6 +116,17 @@ def main(config: Config) -> None:
     for row in rows:
         console.print("  ".join(f"{key}={_short(value)}" for key, value in row.items()))
     console.print(folder, soft_wrap=True)
+
+
+def bench_engine(config: Config) -> dict[str, Any]:
+    """The real engine on `engine.device`; needs the extra `engine`."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            "bench=engine needs transformers: expected `pip install aegaeon-rl[engine]`"
+        )
+    from runtime.engine.bench import measure
+
+    return {"policy": None, **measure(config.engine)}
 
 
 def _short(value: Any) -> str:

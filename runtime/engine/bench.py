@@ -15,13 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from runtime.core import EventKind
 from runtime.engine.bench_models import plain_model, random_model
+from runtime.engine.bench_spec import BenchSpec
 from runtime.engine.bench_switch import measure_switch
 from runtime.engine.blob import Blob
 from runtime.engine.device import Device, open_device
@@ -31,36 +31,7 @@ from runtime.engine.opening import Shelf, opened_engine
 from runtime.engine.plan import Plan, Request, TurnEvent
 from runtime.errors import UserError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SWITCH_BYTES = 256 << 20  # of the plain copy that switches are held against, on CPU
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchSpec:
-    """What is measured."""
-
-    device: str = "cpu"
-    model: str = "135m"  # a shape of bench_models
-    dtype: str = ""  # empty: float32 on CPU, bfloat16 on CUDA
-    threads: int = 0  # of torch; 0: one per core
-    prompt_tokens: int = 32
-    tokens: int = 32  # decoded a request
-    batches: tuple[int, ...] = (1, 8)
-    runs: int = 3  # medians of so many
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "tokens", "runs"):
-            if getattr(self, name) < (2 if name == "tokens" else 1):
-                raise UserError(f"engine.{name}={getattr(self, name)}: expected more")
-        if not self.batches or min(self.batches) < 1:
-            raise UserError(f"engine.batches={list(self.batches)}: expected sizes of at least 1")
-        if self.dtype and self.dtype not in DTYPES:
-            raise UserError(f"engine.dtype={self.dtype}: expected one of {', '.join(DTYPES)}")
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype or ("float32" if self.device == "cpu" else "bfloat16")]
+SWITCH_BYTES = 256 << 20  # at least, of the plain copy that switches are held against
 
 
 @contextmanager
@@ -80,7 +51,7 @@ def measure(spec: BenchSpec) -> dict[str, Any]:
     torch.set_num_threads(spec.threads or os.cpu_count() or 1)
     device = open_device(spec.device)
     blobs = {
-        name: random_model(spec.model, spec.torch_dtype, device.torch, spec.seed + i)
+        name: random_model(spec.model, getattr(torch, spec.dtype_name), device.torch, spec.seed + i)
         for i, name in enumerate("abc")
     }
     prompts = draw_prompts(spec, blobs["a"].index.config["vocab_size"])
@@ -104,7 +75,7 @@ def facts(spec: BenchSpec, device: Device, blob: Blob) -> dict[str, Any]:
         "machine": torch.cuda.get_device_name(device.torch) if cuda else platform.processor(),
         "torch": torch.__version__,
         "model": spec.model,
-        "dtype": str(spec.torch_dtype).removeprefix("torch."),
+        "dtype": spec.dtype_name,
         "threads": torch.get_num_threads(),
         "weight_bytes": blob.nbytes,
     }

@@ -103,3 +103,19 @@ def test_a_refused_call_leaves_no_file(
     assert message in ended.err
     assert len(ended.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_engine_is_measured_beside_copies_and_generate(
+    cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    keys = ("model=tiny", "threads=1", "tokens=3", "prompt_tokens=4", "runs=1")
+    ended = cli("bench", *TINY, "bench=engine", *(f"engine.{key}" for key in keys), "run.dir=run")
+    assert ended.code == 0, ended.err
+    content, (row,) = results(tmp_path / "run")
+    assert content["bench"] == "engine"
+    for name in ("switch_over_copy", "copy_gb_s", "switch_gb_s", "decode_tokens_s_b8"):
+        assert row[name] > 0
+    assert {"decode_over_generate_b1", "decode_over_generate_b8"} <= set(row)
+    refused = cli("bench", *TINY, "bench=engine", "engine.model=tny", "run.dir=other")
+    assert refused.code == 2
+    assert "tiny" in refused.err
