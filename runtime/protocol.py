@@ -87,7 +87,8 @@ class Turn(NamedTuple):
 class Engine(Protocol):
     """Executes turns on one instance and reports every boundary as an EVENT record.
 
-    The core fixes a turn's contents and counts memory; the engine owns block ids and time.
+    The core fixes a turn's contents and counts memory; the engine owns block ids and time. What
+    runs the turns, ours or another behind an adapter, is a `runtime.engine.door.TurnEngine`.
     """
 
     def start(self, turn: Turn) -> None:

@@ -98,7 +98,7 @@ def opened_chat(
     dtype = "float32" if device_name == "cpu" else "bfloat16"
     labels = [f"smollm2-{chr(ord('a') + i)}.{dtype}" for i in range(models)]
     folders = {label: smollm2_blob(folder, label, dtype) for label in labels}
-    tokenizers = {
+    tokenizers: dict[str, Any] = {
         name: AutoTokenizer.from_pretrained(path, local_files_only=True)
         for name, path in folders.items()
     }

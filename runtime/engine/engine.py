@@ -17,6 +17,7 @@ from torch import Tensor
 from runtime.engine.arena import Arena
 from runtime.engine.blob_index import BlobIndex
 from runtime.engine.device import Device
+from runtime.engine.door import Traits
 from runtime.engine.graphs import open_graphs
 from runtime.engine.host_kv import HostKvFullError, HostRecord
 from runtime.engine.kv import KvArena, KvSpec
@@ -62,6 +63,8 @@ class Engine:
         blobs: where weights come from.
         block: tokens of a KV block.
     """
+
+    traits = Traits(token_preempt=True, kv_survives_switch=True)
 
     def __init__(
         self,

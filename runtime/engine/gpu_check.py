@@ -12,10 +12,11 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from runtime.core import EventKind
 from runtime.engine.bench import bench_engine, draw_prompts, kv_bytes, measure, run_batch, timed
@@ -26,6 +27,7 @@ from runtime.engine.device import Device, open_device
 from runtime.engine.engine import Engine
 from runtime.engine.plan import Request
 
+GENERATION: Any = GenerationConfig  # untyped there
 TOLERANCE = 0.05  # of logits, as a share of their standard deviation
 SINGLE_STEPS = 16  # forced tokens that are decoded one by one, the rest in two chunks
 
@@ -97,9 +99,7 @@ def check_continuous(spec: BenchSpec, engine: Engine, plain: Any) -> dict[str, A
     count = len(prompts) * spec.tokens
 
     def theirs() -> None:
-        from transformers import GenerationConfig
-
-        config = GenerationConfig(
+        config = GENERATION(
             max_new_tokens=spec.tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
         )
         plain.generate_batch([list(prompt) for prompt in prompts], generation_config=config)
@@ -127,11 +127,12 @@ def checks(spec: BenchSpec, device: Device, blobs: dict[str, Blob]) -> list[dict
     plain = plain_model(blobs["a"], device.torch)
     rows = []
     with bench_engine(device, blobs, kv_bytes(spec, blobs["a"])) as engine:
-        for name, check in {
+        named: dict[str, Callable[[], dict[str, Any]]] = {
             "logits": lambda: check_logits(spec, engine, plain),
             "graphs after a reload": lambda: check_reload(spec, engine),
             "continuous batching": lambda: check_continuous(spec, engine, plain),
-        }.items():
+        }
+        for name, check in named.items():
             try:
                 row = check()
             except Exception as error:  # reported as this check's result
