@@ -10,11 +10,11 @@ from pathlib import Path
 from traces.arrivals import ArrivalProcess
 from traces.errors import TraceError, nearest
 from traces.market import MarketSpec, market_stream
-from traces.read import read
+from traces.reading import read
 from traces.stream import TraceStream, of_trace
 from traces.trace import Trace
 from traces.warp import DAY_S
-from traces.write import write
+from traces.writing import write
 
 RECIPES = {
     "market_demo": MarketSpec(

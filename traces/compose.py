@@ -22,7 +22,7 @@ from traces.client_market import ClientMarket, client_stream
 from traces.errors import TraceError, UserError, nearest
 from traces.market import market_stream
 from traces.parquet_stream import is_ours, stream_parquet
-from traces.read import read
+from traces.reading import read
 from traces.splits import Part, load_split
 from traces.stream import TraceStream, of_trace
 

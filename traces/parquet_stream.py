@@ -17,7 +17,7 @@ from traces.gather import Gathered
 from traces.mapping import NOTHING
 from traces.parquet_table import ParquetTable
 from traces.plan import Plan, planned
-from traces.read import block_tokens, stated
+from traces.reading import block_tokens, stated
 from traces.schema import OPTIONAL, REQUIRED
 from traces.stream import Chunk, TraceStream
 

@@ -11,7 +11,7 @@ from traces.fetch import cached
 from traces.mapping import NOTHING, ColumnMap
 from traces.parquet_stream import is_ours, stream_parquet
 from traces.public import PUBLIC
-from traces.read import read
+from traces.reading import read
 from traces.stream import TraceStream, collect, of_trace
 from traces.trace import Trace, TraceKind, lower
 

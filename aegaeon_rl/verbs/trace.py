@@ -33,7 +33,7 @@ from traces.market import MarketSpec, market_stream
 from traces.source import TraceSource, open_stream
 from traces.statistics import Survey, Surveyed
 from traces.stream import Chunk, TraceStream
-from traces.write import WRITERS
+from traces.writing import WRITERS
 
 
 class Action(StrEnum):

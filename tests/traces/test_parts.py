@@ -15,7 +15,7 @@ from traces.parts import Parts, check_part, cut_parts, held, open_part, open_par
 from traces.source import TraceSource
 from traces.splits import Part
 from traces.stream import collect
-from traces.write import write
+from traces.writing import write
 
 DAY_S = 86_400.0
 NAMES = tuple(f"m-c{number:03d}" for number in range(5))

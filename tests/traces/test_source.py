@@ -11,7 +11,7 @@ from traces.bundled import RECIPES
 from traces.mapping import ColumnMap
 from traces.source import TraceSource, open_stream, open_trace
 from traces.stream import collect
-from traces.write import write
+from traces.writing import write
 
 ROWS = "arrival_s,model,prompt_tokens,output_tokens,day\n" + "".join(
     f"{i},m{i % 3},10,{10 + i},{'mon' if i < 50 else 'tue=x'}\n" for i in range(100)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from traces.market import MarketSpec, generate
-from traces.write import write
+from traces.writing import write
 
 TINY = (
     "trace.path=market.parquet",

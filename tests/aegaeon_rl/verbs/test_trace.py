@@ -14,7 +14,7 @@ import pytest
 from traces import TraceKind, describe, read
 from traces.market import MarketSpec, generate
 from traces.public import PUBLIC, PublicSet
-from traces.write import write
+from traces.writing import write
 
 MARKET = ("market.models=5", "market.duration_s=200", "market.rate_rps=2", "market.name=tiny")
 SPEC = MarketSpec(name="tiny", models=5, duration_s=200.0, rate_rps=2.0, seed=4)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from traces.market import MarketSpec, generate
-from traces.write import write
+from traces.writing import write
 
 Cli = Callable[..., Any]
 TINY = (
