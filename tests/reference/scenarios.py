@@ -141,6 +141,20 @@ def pressed(draw: st.DrawFn, pool: PoolSpec) -> PoolSpec:
     )
 
 
+def urgent(pool: PoolSpec) -> PoolSpec:
+    """One instance that can be stopped, and prompts that are soon done: arrivals ask often."""
+    return replace(
+        pool,
+        nodes=1,
+        instances_per_node=1,
+        roles=(),
+        token_preempt=True,
+        interrupt_slack_s=20.0,
+        prefill_chunk_tokens=0,
+        prefill_budget_tokens=4096,
+    )
+
+
 def roles(instances: int) -> st.SearchStrategy[tuple[Phases, ...]]:
     if instances == 1:
         return st.just(())
@@ -152,6 +166,7 @@ def roles(instances: int) -> st.SearchStrategy[tuple[Phases, ...]]:
 def scenarios(draw: st.DrawFn) -> Scenario:
     trace, pool, rule = draw(traces()), draw(pools()), draw(one_of(*RULES))
     pool = draw(pressed(pool)) if draw(st.booleans()) else pool
+    pool = urgent(pool) if draw(one_of(False, False, True)) else pool
     dispatch = Dispatch.PUSH if rule == "round_robin" else draw(one_of(*Dispatch))
     mode = draw(one_of(PrefetchMode.CAUSAL, PrefetchMode.CAUSAL, *PrefetchMode))
     times = one_of(0.0, 0.5) | st.floats(0.0, trace.span_s + 1.0)
