@@ -2,10 +2,12 @@
 
 import resource
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
@@ -100,7 +102,7 @@ def bench_env(
 
 def peer_speeds(scenario: ScenarioSpec, seed: int) -> dict[str, int]:
     """Decisions a second on the clock of SB3's vector environments over the single one."""
-    makers = [partial(PoolEnv, scenario)] * PEERS
+    makers: list[Callable[[], gym.Env[Any, Any]]] = [partial(PoolEnv, scenario)] * PEERS
     speeds = {}
     for name, kind in (("dummy", DummyVecEnv), ("subproc", SubprocVecEnv)):
         env = kind(makers)
