@@ -1,6 +1,8 @@
 """Tokens of the engine are transformers' own, however turns, KV and models move."""
 
 import itertools
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,3 +215,45 @@ def test_logprobs_come_with_their_tokens():
         for token, logprobs in zip(event.tokens, event.logprobs, strict=True):
             assert logprobs.top_tokens[0] == token
             assert logprobs.chosen == logprobs.top[0]
+
+
+def rounds(engine, kinds: tuple[str, ...], count: int, got: dict[str, list[int]]) -> None:
+    """One-step turns of each model in turn, its KV out and the next model's weights in between;
+    a request that ended is asked anew."""
+    for turn_index in range(count):
+        kind = kinds[turn_index % len(kinds)]
+        if kind not in engine.lives:
+            engine.submit(free_ask(kind, kind, prompt(1)))
+            keys = {"prefill": (kind,), "decodes": False}
+        else:
+            keys = {"incoming": (kind,), "quota_s": ONE_STEP}
+        engine.prefetch(kinds[(turn_index + 1) % len(kinds)])
+        events = turn(engine, kind, moves_out=True, **keys)
+        got[kind] += tokens_of(events).get(kind, [])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tokens_do_not_depend_on_when_copies_end(seed):
+    kinds = ("llama", "mistral", "gpt2")
+    models = {kind: tiny_model(kind, seed=i) for i, kind in enumerate(kinds)}
+    got: dict[str, list[int]] = {kind: [] for kind in kinds}
+    with engine_of(models, kv_bytes=1 << 18, delays=seed) as engine:
+        rounds(engine, kinds, 5 * len(kinds), got)
+    assert got == {kind: generated(model, prompt(1), 5) for kind, model in models.items()}
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_over_ten_thousand_turns():
+    kinds = ("llama", "mistral")
+    models = {kind: tiny_model(kind, seed=i) for i, kind in enumerate(kinds)}
+    with engine_of(models, poison=False) as engine:
+        rounds(engine, kinds, 1000, {kind: [] for kind in kinds})
+        device, resident = engine.device.memory_used(), resident_bytes()
+        rounds(engine, kinds, 9000, {kind: [] for kind in kinds})
+        assert engine.device.memory_used() == device
+        assert resident_bytes() - resident < 16 << 20
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
