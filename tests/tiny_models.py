@@ -24,7 +24,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"head_dim": 16},
     "mistral": {"sliding_window": 8, "head_dim": 8},
-    "gemma3_text": {"sliding_window": 8, "head_dim": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": {
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],  # as the real one mixes them
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+    },
     "phi3": {},
     "olmo2": {},
     "gpt2": {},

@@ -158,6 +158,7 @@ class CudaCapture:
             for _ in range(self.WARM_UPS):
                 step()
             torch.cuda.synchronize(self._device.torch)
+            torch.cuda.empty_cache()  # as the capture does first: only its own memory is counted
             before = self._device.memory_used()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(

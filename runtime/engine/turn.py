@@ -12,7 +12,7 @@ from runtime.core import EventKind
 from runtime.engine.kv import KvFullError
 from runtime.engine.live import Live
 from runtime.engine.plan import Ending, Plan, RequestId, TurnEvent
-from runtime.engine.sampling import Sampled, sample
+from runtime.engine.sampling import Logprobs, sample
 
 if TYPE_CHECKING:
     from runtime.engine.engine import Engine
@@ -25,6 +25,16 @@ class Call(NamedTuple):
     counts: list[int]
 
 
+class Chosen(NamedTuple):
+    """What a step gave each of its requests, on the host."""
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[Logprobs | None, ...] = ()
+
+
+NOTHING = Chosen()
+
+
 class Turn:
     """The state of one turn: who still waits for KV or prefill, who decodes, time decoded."""
 
@@ -35,6 +45,7 @@ class Turn:
         self.prefill: list[Live] = []
         self.batch: list[Live] = []
         self.done: list[Live] = []  # prefilled in a turn that does not decode
+        self.spilled: list[Live] = []  # there was no more room for their KV
         self.decoded_s = 0.0
         self._since_s = time.perf_counter()  # the last boundary
         self._add(plan.incoming, plan.prefill, plan.batch)
@@ -53,8 +64,7 @@ class Turn:
                 if not self.plan.prefill_chunk_tokens or not self._may_decode():
                     continue
             if not self._may_decode():
-                if self.incoming:
-                    self._wait_for_kv()
+                if self.incoming and not self._is_spent() and self._wait_for_kv():
                     continue
                 break
             yield from self._decode()
@@ -64,18 +74,21 @@ class Turn:
 
     def _boundary(self) -> Iterator[TurnEvent]:
         """Take in who joined, who was cancelled, whose KV has come."""
-        inbox = self.engine.inbox
-        joined = [drained(queue) for queue in (inbox.incoming, inbox.prefill, inbox.batch)]
-        if any(joined):
-            self._add(*joined)
+        if self._take_joined():
             self._start_moves()
-        for name in drained(inbox.cancelled):
+        for name in drained(self.engine.inbox.cancelled):
             if name in self.engine.lives:
                 yield self._finish(self.engine.lives[name], Ending.CANCELLED)
         while self.incoming and self.kv.is_ready(self.incoming[0].request.id):
             live = self.incoming.pop(0)
-            self.batch.append(live)
+            self._place(live)
             yield self._event(EventKind.KV_IN_DONE, [live])
+
+    def _take_joined(self) -> bool:
+        inbox = self.engine.inbox
+        joined = [drained(queue) for queue in (inbox.incoming, inbox.prefill, inbox.batch)]
+        self._add(*joined)
+        return any(joined)
 
     def _add(
         self,
@@ -83,10 +96,18 @@ class Turn:
         prefill: Sequence[RequestId],
         batch: Sequence[RequestId],
     ) -> None:
-        lives = self.engine.lives
-        self.incoming += [lives[name] for name in incoming]
-        self.prefill += [lives[name] for name in prefill]
-        self.batch += [lives[name] for name in batch]
+        """KV that is in host memory comes in first, whatever its request is named for."""
+        for name in (*incoming, *prefill, *batch):
+            live = self.engine.lives[name]
+            assert live.request.model == self.plan.model, f"{name!r} is of another model"
+            if live.has_kv and (name in incoming or not self.kv.is_on_device(name)):
+                self.incoming.append(live)
+            else:
+                self._place(live)
+
+    def _place(self, live: Live) -> None:
+        """Among those that decode, or, where tokens lack KV still, among the prefills."""
+        (self.batch if live.has_kv and live.missing == 1 else self.prefill).append(live)
 
     def _start_moves(self) -> None:
         """Start to move in what is in host memory; where room lacks, its request waits here."""
@@ -97,27 +118,35 @@ class Turn:
                 except KvFullError:
                     break
 
-    def _wait_for_kv(self) -> None:
-        """Block until the next incoming request is on the device."""
+    def _wait_for_kv(self) -> bool:
+        """Block until the next incoming request is on the device; False: it has no room there."""
         name = self.incoming[0].request.id
         if not self.kv.is_on_device(name):
             self.kv.settle()
-            self.kv.move_in(name)
+            try:
+                self.kv.move_in(name)
+            except KvFullError:
+                return False
         self.kv.wait_for([name])
         self.engine.device.compute.synchronize()
+        return True
+
+    def _is_spent(self) -> bool:
+        return self.plan.decodes and self.decoded_s >= self.plan.quota_s
 
     def _may_decode(self) -> bool:
-        return bool(self.batch) and self.plan.decodes and self.decoded_s < self.plan.quota_s
+        return bool(self.batch) and self.plan.decodes and not self._is_spent()
 
     def _finish(self, live: Live, ending: Ending) -> TurnEvent:
-        for group in (self.incoming, self.prefill, self.batch, self.done):
+        for group in (self.incoming, self.prefill, self.batch, self.done, self.spilled):
             if live in group:
                 group.remove(live)
         self.engine.release(live.request.id)
         return self._event(EventKind.FINISHED, [live], ending=ending)
 
     def _end(self, began_s: float) -> TurnEvent:
-        left = [*self.batch, *self.done, *self.incoming, *self.prefill]
+        self._take_joined()
+        left = [*self.batch, *self.done, *self.incoming, *self.prefill, *self.spilled]
         if self.plan.moves_out:
             names = [live.request.id for live in left if live.has_kv]
             self.engine.move_out([name for name in names if self.kv.is_on_device(name)])
@@ -165,10 +194,10 @@ class Turn:
             self.engine.device.compute.synchronize()
             yield self._event(EventKind.PREFILLED)
             return
-        sampled = self._sample(logits if len(whole) == len(call.lives) else logits[whole], lives)
+        chosen = self._sample(logits, lives, None if len(whole) == len(call.lives) else whole)
         self.prefill = [live for live in self.prefill if live not in lives]
         (self.batch if self.plan.decodes else self.done).extend(lives)
-        yield from self._emit(EventKind.PREFILLED, lives, sampled)
+        yield from self._emit(EventKind.PREFILLED, lives, chosen)
 
     # Decode
 
@@ -181,12 +210,11 @@ class Turn:
             return
         lives = list(self.batch)
         logits = self.engine.logits(self.served, lives, [1] * len(lives))
-        sampled = self._sample(logits, lives)
+        chosen = self._sample(logits, lives)
         for live in lives:
             live.cached += 1
-        tokens = sampled.tokens.tolist()
         self.decoded_s += time.perf_counter() - before_s
-        yield from self._emit(EventKind.STEPS, lives, sampled, tokens)
+        yield from self._emit(EventKind.STEPS, lives, chosen)
 
     def _extend(self) -> list[Live]:
         """Room for one more token each; when KV is full the batch's tail moves to host memory,
@@ -203,21 +231,25 @@ class Turn:
                 if not self.engine.move_out([tail.request.id]):
                     self.engine.drop_kv(tail.request.id)
                 spilled.append(tail)
+        self.spilled += spilled
         return spilled
 
     # Events
 
-    def _sample(self, logits: torch.Tensor, lives: Sequence[Live]) -> Sampled:
+    def _sample(
+        self, logits: torch.Tensor, lives: Sequence[Live], rows: list[int] | None = None
+    ) -> Chosen:
+        """The next token of each; `rows` are theirs among the logits. Waits for the step: only
+        the stream that computes may read what it computed."""
         with self.engine.device.computing(), torch.inference_mode():
-            return sample(logits, [live.chance for live in lives])
+            theirs = logits if rows is None else logits[rows]
+            sampled = sample(theirs, [live.chance for live in lives])
+            return Chosen(tuple(sampled.tokens.tolist()), sampled.logprobs)
 
-    def _emit(
-        self, kind: EventKind, lives: list[Live], sampled: Sampled, tokens: list[int] | None = None
-    ) -> Iterator[TurnEvent]:
+    def _emit(self, kind: EventKind, lives: list[Live], chosen: Chosen) -> Iterator[TurnEvent]:
         """One token more for each request, then the ends of those for which it was the last."""
-        tokens = sampled.tokens.tolist() if tokens is None else tokens
-        endings = [live.append(token) for live, token in zip(lives, tokens, strict=True)]
-        yield self._event(kind, lives, tuple(tokens), sampled)
+        endings = [live.append(token) for live, token in zip(lives, chosen.tokens, strict=True)]
+        yield self._event(kind, lives, chosen)
         for live, ending in zip(lives, endings, strict=True):
             if ending is not None and live.request.id in self.engine.lives:
                 yield self._finish(live, ending)
@@ -226,14 +258,12 @@ class Turn:
         self,
         kind: EventKind,
         lives: Sequence[Live] = (),
-        tokens: tuple[int, ...] = (),
-        sampled: Sampled | None = None,
+        chosen: Chosen = NOTHING,
         ending: Ending | None = None,
     ) -> TurnEvent:
         now_s = time.perf_counter()
         took_s, self._since_s = now_s - self._since_s, now_s
-        logprobs = () if sampled is None else sampled.logprobs
-        return TurnEvent(kind, now_s, took_s, ids(lives), tokens, logprobs, ending)
+        return TurnEvent(kind, now_s, took_s, ids(lives), chosen.tokens, chosen.logprobs, ending)
 
 
 def ids(lives: Sequence[Live]) -> tuple[RequestId, ...]:

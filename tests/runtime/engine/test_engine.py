@@ -2,12 +2,14 @@
 
 import itertools
 import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from engine_rig import ask, engine_of, tokens_of, turn
 from tiny_models import ARCHITECTURES, tiny_model
+from torch.overrides import TorchFunctionMode
 
 from runtime.core import EventKind
 from runtime.engine.plan import Ending, Plan
@@ -67,8 +69,9 @@ def test_models_that_alternate_after_every_token_disturb_nothing(kinds):
         assert got == wanted
 
 
-def test_sampled_tokens_equal_generate_under_the_same_seed_in_any_batch():
-    model, keys = tiny_model("qwen2"), {"temperature": 0.9, "top_k": 30, "top_p": 0.95}
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_sampled_tokens_equal_generate_under_the_same_seed_in_any_batch(kind):
+    model, keys = tiny_model(kind), {"temperature": 0.9, "top_k": 30, "top_p": 0.95}
     wanted = {}
     for name in range(3):
         torch.manual_seed(name)
@@ -77,6 +80,103 @@ def test_sampled_tokens_equal_generate_under_the_same_seed_in_any_batch():
         for name in range(3):
             engine.submit(free_ask(name, "m", prompt(name), sampling=Sampling(seed=name, **keys)))
         assert tokens_of(turn(engine, "m", prefill=(0, 1, 2))) == wanted
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_tokens_equal_generate_where_requests_join_in_chunks_and_stop_early(kind):
+    model = tiny_model(kind)
+    wanted = {name: generated(model, prompt(name, 13 + 5 * name)) for name in range(3)}
+    stop = wanted[0][4]
+    wanted[0] = wanted[0][: wanted[0].index(stop) + 1]
+    with engine_of({"m": model}) as engine:
+        engine.submit(free_ask(0, "m", prompt(0, 13), stop_tokens=frozenset({stop})))
+        plan = Plan(model="m", prefill=(0,), prefill_budget_tokens=9, prefill_chunk_tokens=6)
+        events = []
+        for event in engine.run_turn(plan):
+            events.append(event)
+            if event.kind is EventKind.PREFILLED and event.requests == (0,):
+                for name in (1, 2):
+                    engine.submit(free_ask(name, "m", prompt(name, 13 + 5 * name)))
+                engine.join(prefill=(1, 2))
+        assert tokens_of(events) == wanted
+
+
+def test_a_turn_stopped_within_a_prompt_goes_on_behind_the_chunks_it_has():
+    model = tiny_model("llama")
+    wanted = generated(model, prompt(0))
+    with engine_of({"m": model}) as engine:
+        engine.submit(free_ask(0, "m", prompt(0)))
+        plan = Plan(model="m", prefill=(0,), prefill_chunk_tokens=5, moves_out=True)
+        for event in engine.run_turn(plan):
+            if event.kind is EventKind.PREFILLED:
+                engine.stop()
+        assert event.requests == (0,)
+        assert engine.lives[0].cached == 5
+        events = turn(engine, "m", prefill=(0,), prefill_chunk_tokens=9)
+        assert tokens_of(events) == {0: wanted}
+        assert sum(e.kind is EventKind.PREFILLED for e in events) == 2
+
+
+def test_a_request_that_joins_as_the_turn_ends_is_among_those_that_may_go_on():
+    with engine_of({"m": tiny_model("llama")}) as engine:
+        for name in range(2):
+            engine.submit(free_ask(name, "m", prompt(name)))
+        for event in engine.run_turn(Plan(model="m", prefill=(0,))):
+            if event.kind is EventKind.STEPS:
+                engine.stop()
+                engine.cancel(0)
+            if event.kind is EventKind.FINISHED:
+                engine.join(prefill=(1,))
+        assert event.requests == (1,)
+
+
+def test_a_turn_without_room_for_incoming_kv_ends_and_names_it():
+    model = tiny_model("llama")
+    wanted = generated(model, prompt(0, 40))
+    with engine_of({"m": model}, kv_bytes=1 << 16) as engine:
+        engine.submit(free_ask(0, "m", prompt(0, 40)))
+        events = turn(engine, "m", prefill=(0,), quota_s=ONE_STEP, moves_out=True)
+        spec = engine.served("m").spec
+        engine.kv.settle()
+        engine.kv.allocate("other", engine.kv.free_blocks(spec) * spec.block, spec)
+        refused = turn(engine, "m", incoming=(0,))
+        assert [e.kind for e in refused] == [EventKind.SWITCHED, EventKind.TURN_ENDED]
+        assert refused[-1].requests == (0,)
+        engine.kv.free("other")
+        assert tokens_of(events + turn(engine, "m", incoming=(0,))) == {0: wanted}
+
+
+class OnCompute(TorchFunctionMode):
+    """Fails for work on tensors outside `device.computing()`: on CUDA it would not wait for the
+    stream that made them."""
+
+    def __init__(self, device) -> None:
+        super().__init__()
+        self.is_inside = False
+        device.computing = self.computing
+
+    @contextmanager
+    def computing(self):
+        self.is_inside, before = True, self.is_inside
+        yield
+        self.is_inside = before
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert self.is_inside, f"{func} outside the compute stream"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_turn_touches_its_tensors_on_the_compute_stream_alone():
+    keys = {"temperature": 0.9, "repetition_penalty": 1.2, "logprobs": 1}
+    with engine_of({"m": tiny_model("llama")}, poison=False) as engine:
+        engine.activate("m")
+        for name in range(2):
+            asked = {"sampling": Sampling(**keys)} if name else {}
+            engine.submit(free_ask(name, "m", prompt(name, 9 + name), 3, **asked))
+        plan = Plan(model="m", prefill=(0, 1), prefill_budget_tokens=15, prefill_chunk_tokens=9)
+        with OnCompute(engine.device):
+            events = list(engine.run_turn(plan))
+        assert {name: len(tokens) for name, tokens in tokens_of(events).items()} == {0: 3, 1: 3}
 
 
 def test_a_request_handed_to_another_instance_goes_on_from_its_kv():
