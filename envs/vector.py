@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.pools import QUOTAS_S, ROWS, Observation, Pools, Scenario, observation_space
@@ -295,9 +296,12 @@ class PoolVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any
     ) -> list[Any]:
-        """SB3's contrib asks each environment for its own `action_masks`."""
+        """One call for all pools, whose result is that of each; of `action_masks`, which SB3's
+        contrib asks for, each has its own."""
         result = getattr(self, method_name)(*args, **kwargs)
-        return [result[i] for i in self._get_indices(indices)]
+        is_by_pool = method_name == "action_masks"
+        return [result[i] if is_by_pool else result for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
-        return [False for _ in self._get_indices(indices)]
+        """By Monitor: yes, infos tell of ended episodes as it does."""
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]

@@ -78,6 +78,8 @@ class EventTime(RolloutBuffer):
         super().__init__(*args, **kwargs)
         if not horizon_s > 0:
             raise UserError(f"horizon_s={horizon_s}: expected more than 0 seconds")
+        if self.gamma != 1:
+            raise UserError(f"gamma={self.gamma}: expected 1, time is discounted by horizon_s")
         if group < 1 or self.n_envs % group:
             raise UserError(f"group={group}: expected a divisor of the {self.n_envs} environments")
 

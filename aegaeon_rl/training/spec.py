@@ -53,9 +53,7 @@ class TrainSpec:
     longest_s: float = 90.0
     load_scale: tuple[float, float] = (1.0, 1.5)
     scenario: str | None = None  # in conf/scenario: pools, SLOs, noise, ... that episodes vary too
-    curriculum_bins: int = (
-        0  # of load_scale, drawn by how far the policy is behind its start; 0: no
-    )
+    curriculum_bins: int = 0  # of load_scale, drawn by how far it is behind its start; 0: no
     curriculum_episodes: int = 8  # of each level, played by both between segments
     train_share: float = 0.6  # of the span of a trace without a split; then validation, then test
     validation_share: float = 0.2

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from aegaeon_rl.policies.learned import Weights
+from aegaeon_rl.policies.learned import Learned
+from aegaeon_rl.policies.registry import make_policy
 from envs.observation import feature_spec
 from envs.pool_env import PoolEnv
 from envs.privileged import H, W
@@ -92,8 +93,10 @@ def test_faces_show_the_same_key(scenario: ScenarioSpec, make_vector: MakeVector
 
 
 def test_weights_of_an_acting_policy_have_no_input_for_it() -> None:
-    """The deployed network sees rows, instance and pool, and nothing that is called otherwise."""
-    assert Weights._fields[1] == "w1"
+    """The deployed network sees a row, the instance and the pool."""
+    policy = make_policy("learned")
+    assert isinstance(policy, Learned)
+    assert policy.weights.w1.shape[1] == F + I + C
     assert set(feature_spec()) == {"schema", "version", "hash", "rows", "instance", "globals"}
     assert sum(len(feature_spec()[key]) for key in ("rows", "instance", "globals")) == F + I + C
 

@@ -65,13 +65,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fair": {"max_wait_s": 0.5, "prefill_chunk_tokens": 256},
     "interrupted": {"interrupt_slack_s": 5.0},
     "several_weights": {"weight_budget_bytes": 50 * 10**9, "weight_slots": 3},
+    "routed": {"interrupt_slack_s": 5.0},
 }
 SLOS = (SloSpec(ttft_s=1.0, tbt_s=0.05), SloSpec(ttft_s=0.1, tbt_s=0.005))
 
 
 def variant(scenario: ScenarioSpec, name: str, slo: SloSpec) -> ScenarioSpec:
     pool = replace(scenario.pools[0], **VARIANTS[name])
-    return replace(scenario, pools=(pool,), slos=(slo,), load_scale=(0.5, 8.0))
+    is_routed = name == "routed"
+    return replace(scenario, pools=(pool,), slos=(slo,), load_scale=(0.5, 8.0), routes=is_routed)
 
 
 class Watch:

@@ -13,7 +13,9 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_match import check_environments_match
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from envs.pool_env import PoolEnv
@@ -38,6 +40,17 @@ def drawn(rng: np.random.Generator, masks: np.ndarray) -> np.ndarray:
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def assert_alike(first: PoolVectorEnv, second: PoolVectorEnv, steps: int) -> None:
+    """From the same seed and by the same actions."""
+    assert same(first.reset(seed=5)[0], second.reset(seed=5)[0])
+    rng = np.random.default_rng(5)
+    for _ in range(steps):
+        actions = drawn(rng, first.action_masks())
+        a, b = first.step(actions), second.step(actions)
+        assert same(a[0], b[0])
+        assert [x.tolist() for x in a[1:4]] == [x.tolist() for x in b[1:4]]
 
 
 def pickle_copy(value: Any) -> Any:
@@ -230,14 +243,7 @@ def test_other_faces_are_copied_too(scenario: ScenarioSpec, make_vec: MakeVec) -
 
 
 def test_threads_change_nothing(make_vector: MakeVector) -> None:
-    one, three = make_vector(5), make_vector(5, threads=3)
-    assert same(one.reset(seed=5)[0], three.reset(seed=5)[0])
-    rng = np.random.default_rng(5)
-    for _ in range(200):
-        actions = drawn(rng, one.action_masks())
-        a, b = one.step(actions), three.step(actions)
-        assert same(a[0], b[0])
-        assert [x.tolist() for x in a[1:4]] == [x.tolist() for x in b[1:4]]
+    assert_alike(make_vector(5), make_vector(5, threads=3), steps=200)
 
 
 def test_pools_of_one_vector_play_different_episodes(make_vector: MakeVector) -> None:
@@ -247,13 +253,7 @@ def test_pools_of_one_vector_play_different_episodes(make_vector: MakeVector) ->
 
 def test_vector_is_a_function_of_seed_and_actions(make_vector: MakeVector) -> None:
     first, second = make_vector(4), make_vector(4)
-    assert same(first.reset(seed=5)[0], second.reset(seed=5)[0])
-    rng = np.random.default_rng(5)
-    for _ in range(300):
-        actions = drawn(rng, first.action_masks())
-        a, b = first.step(actions), second.step(actions)
-        assert same(a[0], b[0])
-        assert [x.tolist() for x in a[1:4]] == [x.tolist() for x in b[1:4]]
+    assert_alike(first, second, steps=300)
     assert not same(first.reset(seed=6)[0], second.reset(seed=5)[0])
 
 
@@ -425,6 +425,7 @@ def test_vec_env_answers_for_its_attributes(make_vec: MakeVec) -> None:
     assert vec.env_is_wrapped(gym.Wrapper) == [False] * 3
     masks = vec.env_method("action_masks", indices=[1])
     assert np.array_equal(masks, vec.action_masks()[[1]])
+    assert vec.env_method("describe_observation") == [vec.describe_observation()] * 3
 
 
 def test_sb3_contrib_learns_on_masked_pools(make_vec: MakeVec) -> None:
@@ -440,6 +441,15 @@ def test_sb3_contrib_learns_on_masked_pools(make_vec: MakeVec) -> None:
         actions, _ = model.predict(observation, action_masks=masks)
         assert masks[np.arange(4), actions].all()
         observation, _, _, _ = vec.step(actions)
+
+
+def test_sb3_contrib_evaluates_without_a_wrapper_or_a_warning(make_vec: MakeVec) -> None:
+    vec = make_vec(2)
+    model = MaskablePPO("MultiInputPolicy", vec, n_steps=16, batch_size=32, n_epochs=1, seed=0)
+    returns, lengths = evaluate_policy(model, vec, 2, return_episode_rewards=True)
+    assert np.isfinite(returns).all()
+    assert min(lengths) > 1
+    assert vec.env_is_wrapped(Monitor) == [True] * 2
 
 
 def test_pools_of_a_group_play_the_same_episodes(make_vector: MakeVector) -> None:

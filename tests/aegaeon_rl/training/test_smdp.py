@@ -120,7 +120,8 @@ class Played:
 
 def make(kind: Any, **options: Any) -> Any:
     space = DICT if "Dict" in kind.__name__ else BOX
-    return kind(T, space, ACTION, "cpu", gae_lambda=LAMBDA, gamma=1.0, n_envs=P, **options)
+    stated = {"gae_lambda": LAMBDA, "gamma": 1.0, "n_envs": P} | options
+    return kind(T, space, ACTION, "cpu", **stated)
 
 
 @settings(max_examples=30, deadline=None)
@@ -251,7 +252,8 @@ def test_impossible_seconds_are_refused(dt_s: float) -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    for options in ({"horizon_s": 0.0}, {"horizon_s": 1.0, "group": 3}):
+    wrong = {"horizon_s": 0.0}, {"horizon_s": 1.0, "group": 3}, {"horizon_s": 1.0, "gamma": 0.99}
+    for options in wrong:
         with pytest.raises(UserError, match="expected"):
             make(EventTimeBuffer, **options)
     buffer, played = make(EventTimeBuffer, horizon_s=1.0), Played(0, 1.0)
