@@ -1,13 +1,16 @@
 """docs/environment.md: its table is the feature spec, its example the file, its facts true."""
 
+from inspect import signature
 from pathlib import Path
 
 import gymnasium as gym
 
 from envs.observation import describe_observation
+from envs.pool_env import PoolEnv
 from envs.pools import QUOTAS_S, ROWS
 from envs.scenario import ScenarioSpec
 
+ARGUMENTS = list(signature(PoolEnv).parameters.values())
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "environment.md").read_text()
 LAYOUT = (  # Gymnasium's own
@@ -37,7 +40,9 @@ def test_spaces_and_arguments_are_as_stated() -> None:
     assert f"`Discrete(K * Q + 1)`, masked; {env.action_space.n} by default" in PAGE
     keys = ", ".join(env.observation_space.spaces)
     assert f"`Dict({keys})`" in PAGE
-    assert f"rows={ROWS}, quotas_s={QUOTAS_S}, render_mode=None" in PAGE
+    call = PAGE.split("gymnasium.make(\n")[1].split("\n)\n")[0]
+    stated = [f"{p.name}={p.default!r},".replace("'", '"') for p in ARGUMENTS]
+    assert [line.strip() for line in call.splitlines()][1:] == stated
 
 
 def test_times_of_an_episode_are_the_scenarios_defaults() -> None:
