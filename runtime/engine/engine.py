@@ -8,7 +8,7 @@ request or `prefetch` a model; all take effect at the next token boundary.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from runtime.engine.arena import Arena
 from runtime.engine.blob_index import BlobIndex
+from runtime.engine.checks import check_record, check_request
 from runtime.engine.device import Device
 from runtime.engine.door import Traits
 from runtime.engine.graphs import open_graphs
@@ -54,6 +55,15 @@ class Inbox:
     cancelled: deque[RequestId] = field(default_factory=deque)
     stop: bool = False
 
+    def forget(self, request: RequestId) -> None:
+        """A later request of this name is another one."""
+        while request in self.cancelled:
+            self.cancelled.remove(request)
+
+    def forget_joins(self) -> None:
+        for queue in (self.incoming, self.prefill, self.batch):
+            queue.clear()
+
 
 class Engine:
     """One device's models, requests and turns.
@@ -87,16 +97,20 @@ class Engine:
         self._layouts: dict[tuple[str, ...], int] = {}
         self._scratch: dict[KvSpec, str] = {}
         self._active: str | None = None
+        self.turn: Turn | None = None  # under way
+        self._closed = False
 
     # What there is
 
     def add_model(self, name: str, index: BlobIndex, tokenizer: Tokenizer | None = None) -> None:
         """Make a model known; models of one shape share a shell."""
+        self._require_open()
         key = shape_key(index.config, index.dtype)
         if key not in self._shells:
             self._shells[key] = Shell(index.config, index.dtype, self.device.torch)
         shell = self._shells[key]
         spec = KvSpec(*shell.geometry, index.dtype, self.block)
+        self.kv.require(spec, name)
         view = self.kv.view(spec)
         layers = tuple(view[:, layer] for layer in range(spec.layers))
         places = (key, *(f"{at.offset} {tensor}" for tensor, at in index.tensors.items()))
@@ -119,52 +133,91 @@ class Engine:
         return self._models[model]
 
     def submit(self, request: Request, kv: HostRecord | None = None) -> None:
-        """Make a request known. `kv`: where its KV lies in the node's host memory, all but of its
-        last token; without it the request starts with a prefill."""
-        assert request.id not in self.lives, f"request {request.id!r} is known"
+        """Make a request known. `kv`: where the KV of its first tokens lies in the node's host
+        memory; without it the request starts with a prefill."""
+        self._require_open()
         served = self.served(request.model)
+        room = self.kv.capacity_tokens(served.spec, beside=self._scratch)
+        check_request(request, served, self.lives, room)
         shell = served.shell
-        context = int(getattr(shell.config, "max_position_embeddings", 1 << 62))
-        if len(request.prompt) >= context:
-            raise UserError(
-                f"request {request.id}: its prompt has {len(request.prompt)} tokens: expected "
-                f"fewer than {request.model}'s context of {context}"
-            )
-        if not all(0 <= token < shell.vocab for token in request.prompt):
-            raise UserError(
-                f"request {request.id}: its prompt has tokens outside 0..{shell.vocab - 1}"
-            )
-        live = self.lives[request.id] = Live(
+        live = Live(
             request,
             vocab=shell.vocab,
             device=self.device.torch,
             stop_tokens=shell.stop_tokens,
-            context=context,
+            context=min(shell.context, room),
             tokenizer=served.tokenizer,
         )
         if kv is not None:
+            check_record(request, kv, served.spec, self.kv.host)
             self.kv.adopt(request.id, kv, served.spec)
-            live.cached, live.has_kv = len(live.tokens) - 1, True
+            live.cached, live.has_kv = min(kv.tokens, len(live.tokens) - 1), True
+        self.lives[request.id] = live
 
     def release(self, request: RequestId) -> None:
-        """Forget a request and its KV; nothing if it is not known."""
-        live = self.lives.pop(request, None)
+        """Forget a request and its KV; nothing if it is not known. One of the turn under way is
+        to be cancelled instead."""
+        self._require_outside(request)
+        live = self._forget(request) if request in self.lives else None
         if live is not None and live.has_kv:
             self.kv.free(request)
 
     def hand_over(self, request: RequestId) -> tuple[Request, HostRecord]:
         """Give up a request whose KV is in host memory, for `submit` on another instance."""
+        live = self.live(request)
+        self._require_outside(request)
+        if not live.has_kv or self.kv.is_on_device(request):
+            raise UserError(
+                f"request {request!r}: its KV is not in host memory: expected `move_out` first"
+            )
         record = self.kv.hand_over(request)
-        return self.lives.pop(request).resumed(), record
+        return self._forget(request).resumed(), record._replace(tokens=live.cached)
+
+    def live(self, request: RequestId) -> Live:
+        if request not in self.lives:
+            raise UserError(f"request {request!r} is not known: expected `submit` first")
+        return self.lives[request]
+
+    def _forget(self, request: RequestId) -> Live:
+        self.inbox.forget(request)
+        return self.lives.pop(request)
+
+    def _require_outside(self, request: RequestId) -> None:
+        if self.turn is not None and self.turn.has(request):
+            raise UserError(f"request {request!r} is in the turn under way: expected `cancel`")
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UserError("the engine is closed: expected another one")
+
+    def _require_of(self, names: Iterable[RequestId], model: str) -> None:
+        for name in names:
+            found = self.live(name).request.model
+            if found != model:
+                raise UserError(
+                    f"request {name!r} is of model {found!r}: expected {model!r}, the turn's"
+                )
 
     # What it does
 
     def run_turn(self, plan: Plan) -> Iterator[TurnEvent]:
         """Run one turn; the last event is TURN_ENDED, whose requests may go on in another."""
+        self._require_open()
+        if self.turn is not None:
+            raise UserError(
+                f"plan.model={plan.model}: a turn of {self.turn.plan.model} is under way: expected "
+                "its end, or its iterator closed"
+            )
+        self.served(plan.model)
+        self._require_of((*plan.incoming, *plan.prefill, *plan.batch), plan.model)
         self.inbox.stop = False
-        for name in (*plan.incoming, *plan.prefill, *plan.batch):
-            assert self.lives[name].request.model == plan.model, f"{name!r} is of another model"
-        yield from Turn(self, plan).run()
+        turn = self.turn = Turn(self, plan)
+        try:
+            yield from turn.run()
+        finally:
+            if self.turn is turn:
+                self.turn = None
+                self.inbox.forget_joins()
 
     def join(
         self,
@@ -174,6 +227,13 @@ class Engine:
         batch: Sequence[RequestId] = (),
     ) -> None:
         """Requests of the turn's model join it at the next token boundary."""
+        names = (*incoming, *prefill, *batch)
+        if self.turn is None:
+            raise UserError(f"join of {names!r:.80}: no turn is under way: expected `run_turn`")
+        self._require_of(names, self.turn.plan.model)
+        for name in names:
+            if self.turn.has(name) or names.count(name) > 1:
+                raise UserError(f"request {name!r} is in the turn already: expected others")
         self.inbox.incoming += incoming
         self.inbox.prefill += prefill
         self.inbox.batch += batch
@@ -183,11 +243,14 @@ class Engine:
         self.inbox.stop = True
 
     def cancel(self, request: RequestId) -> None:
-        """End a request at the next token boundary of the turn; at once where it is in none."""
-        self.inbox.cancelled.append(request)
+        """End a request at the next token boundary, of this turn or the next one; nothing if it
+        is not known, so that it may just have ended."""
+        if request in self.lives:
+            self.inbox.cancelled.append(request)
 
     def prefetch(self, model: str) -> None:
         """Begin to load a model beside the active one; another load under way may be dropped."""
+        self._require_open()
         self.residents.require(model, self.served(model).index.nbytes, keep=self._active)
 
     def activate(self, model: str) -> Served:
@@ -235,6 +298,9 @@ class Engine:
 
     def close(self) -> None:
         """Finish loads and moves under way; memory is the device's to give back."""
+        if self._closed:
+            return
+        self._closed = True
         self.residents.close()
         self.loader.close()
         self.kv.settle()

@@ -17,6 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from runtime.engine.host_memory import available_bytes
+from runtime.errors import UserError
+
 SLAB_BYTES = 1 << 30
 MIN_BLOCK_BYTES = 4096
 PAGE = 4096
@@ -43,9 +46,9 @@ class HostKv:
         self._lock = threading.Lock()
         memory = mmap.mmap(fd, os.fstat(fd).st_size)
         head = np.frombuffer(memory, np.int64, _FIELDS)
-        self.nbytes, self.slab_bytes, self._min_block = map(int, head)
+        self.nbytes, self.slab_bytes, self.min_block_bytes = map(int, head)
         slabs = self.nbytes // self.slab_bytes
-        most = self.slab_bytes // self._min_block
+        most = self.slab_bytes // self.min_block_bytes
         at = 8 * _FIELDS
         self._size = np.frombuffer(memory, np.int64, slabs, at)  # block bytes; 0: nobody's
         self._count = np.frombuffer(memory, np.int64, slabs, at + 8 * slabs)  # taken blocks
@@ -65,6 +68,12 @@ class HostKv:
     ) -> HostKv:
         """Room for `nbytes`, rounded down to whole slabs and taken from the system at once."""
         slab_bytes = min(slab_bytes, nbytes)
+        available = available_bytes()
+        if not min_block_bytes <= slab_bytes or nbytes > available:
+            raise UserError(
+                f"engine.host_kv_bytes is {nbytes}: expected {min_block_bytes}, a block, to "
+                f"{available}, what the machine has available"
+            )
         slabs, most = nbytes // slab_bytes, slab_bytes // min_block_bytes
         fd = os.memfd_create("kv")
         os.posix_fallocate(fd, 0, _head_bytes(slabs, most) + slabs * slab_bytes)
@@ -90,6 +99,10 @@ class HostKv:
             finally:
                 fcntl.flock(self.fd, fcntl.LOCK_UN)
 
+    def fits(self, block_bytes: int) -> bool:
+        """Whether slabs can hold blocks of this size at all."""
+        return self.min_block_bytes <= block_bytes <= self.slab_bytes
+
     def free(self, block_bytes: int) -> int:
         """Blocks of this size that `take` could give now."""
         each = self.slab_bytes // block_bytes
@@ -102,7 +115,7 @@ class HostKv:
         Raises:
             HostKvFullError: fewer are free; nothing is taken.
         """
-        assert self._min_block <= block_bytes <= self.slab_bytes, f"block of {block_bytes} bytes"
+        assert self.fits(block_bytes), f"block of {block_bytes} bytes"
         with self._locked():
             if (room := self.free(block_bytes)) < count:
                 raise HostKvFullError(f"{count} blocks of {block_bytes} bytes, room for {room}")

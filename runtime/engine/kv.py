@@ -21,6 +21,7 @@ from torch import Tensor
 from runtime.engine.device import Device, Event, Stream
 from runtime.engine.host_kv import HostKv, HostRecord
 from runtime.engine.kv_pages import Pages, Usage
+from runtime.errors import UserError
 
 Request = Hashable
 POISON = 0xFF  # every float type reads it as NaN
@@ -165,6 +166,24 @@ class KvArena:
         """Where the region's bytes are."""
         self._collect()
         return self._pages.usage()
+
+    def require(self, spec: KvSpec, model: str) -> None:
+        """UserError unless a block of this model fits the region and the host's slabs."""
+        size, nbytes = spec.block_bytes, self._region.numel()
+        if size > nbytes:
+            raise UserError(
+                f"engine.kv_bytes is {nbytes}: expected at least {size}, a block of {model}"
+            )
+        if self.host is not None and not self.host.fits(size):
+            raise UserError(
+                f"engine.host_kv_bytes: slabs of {self.host.slab_bytes} bytes for blocks of "
+                f"{self.host.min_block_bytes} or more: expected room for one of {size}, of {model}"
+            )
+
+    def capacity_tokens(self, spec: KvSpec, beside: Iterable[KvSpec] = ()) -> int:
+        """Tokens of the longest request that surely fits, alone beside a block of each other."""
+        lost = sum(other.block_bytes + 2 * self._pages.page_bytes for other in beside)
+        return max(0, self._region.numel() - lost) // spec.block_bytes * spec.block
 
     def unused_bytes(self) -> int:
         """Bytes in requests' blocks beyond their tokens."""

@@ -134,6 +134,7 @@ class Shell:
         self.device = torch.device(device)
         self.geometry = geometry(self.config)
         self.vocab = int(self.config.vocab_size)
+        self.context = int(getattr(self.config, "max_position_embeddings", 1 << 62))
         self.stop_tokens = stop_tokens(self.config)
         self.step = Step()
         self._model = self._build(attention)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -37,6 +38,15 @@ class Request:
     output: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.max_tokens, int):
+            raise UserError(
+                f"request {self.id}: max_tokens={self.max_tokens!r:.60}: expected a whole number"
+            )
+        if isinstance(self.stop_strings, str) or not all(self.stop_strings):
+            raise UserError(
+                f"request {self.id}: stop_strings={self.stop_strings!r:.60}: expected a list of "
+                "texts that are not empty"
+            )
         if not self.prompt:
             raise UserError(f"request {self.id}: its prompt is empty: expected 1 token at least")
         if self.max_tokens <= len(self.output):
@@ -52,6 +62,8 @@ class Plan:
 
     KV comes in and prompts are prefilled first, then the batch and what joined it decode until
     `quota_s` seconds of decoding have passed. Never less than one step, if anything may decode.
+    Which list names a request is a wish: KV that is in host memory is moved in, tokens that have
+    no KV (a prefill that was stopped, KV given up for room) are prefilled.
     """
 
     model: str
@@ -63,6 +75,16 @@ class Plan:
     prefill_chunk_tokens: int = 0  # of one prompt in a call, a decode step between; 0: whole
     decodes: bool = True  # False: what is prefilled leaves with its first token
     moves_out: bool = False  # at the end the KV of all its requests goes to host memory
+
+    def __post_init__(self) -> None:
+        for name in ("quota_s", "prefill_budget_tokens", "prefill_chunk_tokens"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise UserError(f"plan.{name}={value}: expected 0 or more")
+        named = [*self.incoming, *self.prefill, *self.batch]
+        for request, times in Counter(named).items():
+            if times > 1:
+                raise UserError(f"plan: request {request!r} is named {times} times: expected once")
 
 
 class TurnEvent(NamedTuple):

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
+LEAST_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -43,10 +45,20 @@ class Sampling:
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"sampling.{name}={value}: expected {low} to {high}")
+            if name == "logprobs" and value is None:
+                continue
+            kinds = (int,) if name in ("top_k", "seed", "logprobs") else (int, float)
+            is_one = isinstance(value, kinds) and not isinstance(value, bool)
+            if not is_one or not low <= value <= high:
+                kind = "a whole number from " if len(kinds) == 1 else ""
+                raise UserError(f"sampling.{name}={value!r:.60}: expected {kind}{low} to {high}")
         if self.top_p == 0:
             raise UserError("sampling.top_p=0: expected more than 0")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise UserError(
+                f"sampling.temperature={self.temperature}: expected 0 (greedy), or "
+                f"{LEAST_TEMPERATURE} or more: smaller ones overflow"
+            )
 
 
 class Chance:
@@ -176,7 +188,7 @@ def logprobs(
     """Of each row that wants them, the chosen token's and the likeliest ones'."""
     scores = logits.log_softmax(-1)
     chosen = scores.gather(1, tokens[:, None])[:, 0].tolist()
-    top = scores.topk(max(1, *(count or 0 for count in wanted)))
+    top = scores.topk(min(scores.shape[-1], max(1, *(count or 0 for count in wanted))))
     values, places = top.values.tolist(), top.indices.tolist()
     return tuple(
         None

@@ -98,12 +98,23 @@ class Turn:
     ) -> None:
         """KV that is in host memory comes in first, whatever its request is named for."""
         for name in (*incoming, *prefill, *batch):
-            live = self.engine.lives[name]
-            assert live.request.model == self.plan.model, f"{name!r} is of another model"
+            live = self.engine.lives.get(name)
+            if live is None:  # cancelled since it was named
+                continue
             if live.has_kv and (name in incoming or not self.kv.is_on_device(name)):
                 self.incoming.append(live)
             else:
                 self._place(live)
+
+    def has(self, request: RequestId) -> bool:
+        """Whether the turn may still work on this request, or it waits to join."""
+        inbox = self.engine.inbox
+        if request in (*inbox.incoming, *inbox.prefill, *inbox.batch):
+            return True
+        return any(live.request.id == request for live in self._left())
+
+    def _left(self) -> list[Live]:
+        return [*self.batch, *self.done, *self.incoming, *self.prefill, *self.spilled]
 
     def _place(self, live: Live) -> None:
         """Among those that decode, or, where tokens lack KV still, among the prefills."""
@@ -132,7 +143,7 @@ class Turn:
         return True
 
     def _is_spent(self) -> bool:
-        return self.plan.decodes and self.decoded_s >= self.plan.quota_s
+        return self.plan.decodes and 0 < self.decoded_s >= self.plan.quota_s
 
     def _may_decode(self) -> bool:
         return bool(self.batch) and self.plan.decodes and not self._is_spent()
@@ -146,11 +157,12 @@ class Turn:
 
     def _end(self, began_s: float) -> TurnEvent:
         self._take_joined()
-        left = [*self.batch, *self.done, *self.incoming, *self.prefill, *self.spilled]
+        left = self._left()
         if self.plan.moves_out:
             names = [live.request.id for live in left if live.has_kv]
             self.engine.move_out([name for name in names if self.kv.is_on_device(name)])
         now_s = time.perf_counter()
+        self.engine.turn = None
         return TurnEvent(EventKind.TURN_ENDED, now_s, now_s - began_s, ids(left))
 
     # Prefill
