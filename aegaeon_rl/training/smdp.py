@@ -96,8 +96,10 @@ class EventTime(RolloutBuffer):
         super().reset()
 
     def add(self, *args: Any, **kwargs: Any) -> None:
-        """SB3 has added the value behind a truncated step to its reward as if it took no time."""
-        assert self.clock is not None, "attach() the clock first"
+        """SB3 has added the value behind a truncated step to its reward as if it took no time.
+        Raises UserError before `attach`."""
+        if self.clock is None:
+            raise UserError("rollout buffer without a clock: expected attach(model.get_env())")
         clock, t = self.clock, self.pos
         self.dt_s[t], self.began_s[t], self.episode[t] = (
             clock.last_dt_s,

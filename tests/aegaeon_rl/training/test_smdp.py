@@ -259,6 +259,8 @@ def test_what_cannot_work_is_refused() -> None:
     buffer, played = make(EventTimeBuffer, horizon_s=1.0), Played(0, 1.0)
     with pytest.raises(UserError, match=r"attach\(VecNormalize\): expected an EventClock"):
         buffer.attach(VecNormalize(played.clock()))
+    with pytest.raises(UserError, match=r"without a clock: expected attach\(model.get_env"):
+        buffer.add(np.zeros((P, 2)), np.zeros(P), np.zeros(P), np.ones(P), None, None)
     silent = EventClock(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
     silent.reset()
     with pytest.raises(UserError, match="info without dt_s"):
