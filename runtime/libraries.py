@@ -10,26 +10,31 @@ from typing import Any
 
 from numba import types
 from numba.core import compiler
-from numba.core.codegen import CPUCodeLibrary, JITCodeLibrary
+from numba.core.codegen import CPUCodeLibrary, JITCodeLibrary, RuntimeLinker
 from numba.core.registry import CPUDispatcher
 
 
 class Part(JITCodeLibrary):  # type: ignore[misc]
     """A function as it was lowered, for kernels to link; it has no address of its own."""
 
+    def __init__(self, codegen: Any, name: str) -> None:
+        super().__init__(codegen, name)
+        self.environments: dict[str, Any] = {}  # where its code looks for Python objects
+
     def finalize(self) -> None:
         self._finalize_dynamic_globals()
         self._finalized = True
 
     def get_pointer_to_function(self, name: str) -> int:
-        return 0
+        return 0  # Numba's "not defined here": it refuses the part where it needs an address
 
     @property
     def codegen(self) -> "Part":
         return self  # asked for `set_env` only
 
     def set_env(self, name: str, env: Any) -> None:
-        """Nothing runs here, so nothing looks for Python objects."""
+        """Kept for the kernels: nothing runs here."""
+        self.environments[name] = env
 
 
 class Whole(JITCodeLibrary):  # type: ignore[misc]
@@ -39,8 +44,19 @@ class Whole(JITCodeLibrary):  # type: ignore[misc]
         reached = self._linking_libraries
         for library in reached:  # grows as it is walked
             if isinstance(library, Part):
+                _refuse_circle(library)
                 reached += [other for other in library._linking_libraries if other not in reached]
         super().finalize()
+        for part in reached:
+            for name, env in getattr(part, "environments", {}).items():
+                self.codegen.set_env(name, env)
+
+
+def _refuse_circle(part: Part) -> None:
+    """Numba resolves calls in a circle by address, and parts have none. Raises TypeError."""
+    for variable in part._final_module.global_variables:
+        if variable.name.startswith(RuntimeLinker.PREFIX):
+            raise TypeError(f"{part.name}: inner functions cannot call each other in a circle")
 
 
 def pipeline(library: type[CPUCodeLibrary]) -> type[compiler.Compiler]:

@@ -93,3 +93,56 @@ def test_kernels_divide_as_numpy_does() -> None:
 
     assert ratio(1.0, 4.0) == 0.25
     assert ratio(1.0, 0.0) == float("inf")
+
+
+@inner
+def _shown(n: int) -> int:
+    print("n is", n)
+    if n > 3:
+        raise ValueError("over 3")
+    return n
+
+
+@inner
+def _is_even(n: int) -> bool:
+    return n == 0 or _is_odd(n - 1)
+
+
+@inner
+def _is_odd(n: int) -> bool:
+    return n != 0 and _is_even(n - 1)
+
+
+@inner
+def _factorial(n: int) -> int:
+    return 1 if n < 2 else n * _factorial(n - 1)
+
+
+def test_an_inner_function_prints_and_raises_as_python_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @kernel
+    def shown(n: int) -> int:
+        return _shown(n)
+
+    assert shown(3) == 3
+    assert capsys.readouterr().out == "n is 3\n"
+    with pytest.raises(ValueError, match="over 3"):
+        shown(4)
+
+
+def test_an_inner_function_may_call_itself() -> None:
+    @kernel
+    def factorial(n: int) -> int:
+        return _factorial(n)
+
+    assert factorial(5) == 120
+
+
+def test_inner_functions_that_call_each_other_in_a_circle_are_refused() -> None:
+    @kernel
+    def is_even(n: int) -> bool:
+        return _is_even(n)
+
+    with pytest.raises(TypeError, match="_is_odd: inner functions cannot call each other"):
+        is_even(4)
