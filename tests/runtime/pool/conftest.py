@@ -89,6 +89,8 @@ class HandPool:
         return self.apply_record(self.event)
 
     def apply_record(self, event: Any) -> Outcome:
+        assert event["instance"][0] < len(self.state.instances), "kernels do not check indices"
+        assert event["model"][0] < len(self.state.models), "kernels do not check indices"
         before = self.image() if event["kind"][0] in REFUSABLE else None
         outcome = Outcome(apply(self.state, event[0]))
         if outcome == Outcome.OK:

@@ -37,7 +37,7 @@ def decoding(hand_pool: Any, turns: int = 2, **changes: Any) -> Any:
 
 
 def no_prefetch(pool: Any) -> None:
-    for g in range(2):
+    for g in range(len(pool.state.instances)):
         pool.apply(EventKind.PREFETCH, instance=g)
 
 
