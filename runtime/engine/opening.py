@@ -7,13 +7,18 @@ from contextlib import contextmanager
 
 from runtime.engine.arena import Arena
 from runtime.engine.blob import Blob
-from runtime.engine.blob_index import BlobIndex
+from runtime.engine.blob_index import BlobIndex, rounded
 from runtime.engine.device import Device
 from runtime.engine.engine import Engine
 from runtime.engine.host_kv import SLAB_BYTES, HostKv
-from runtime.engine.kv import KvArena
+from runtime.engine.host_memory import PAGE
+from runtime.engine.kv import KvArena, KvSpec
+from runtime.engine.model import geometry, read_config
 from runtime.engine.residents import Blobs
 from runtime.engine.text import Tokenizer
+from runtime.errors import UserError
+
+SLABS_OF_A_SIZE = 4  # at least, of every size of block, where host memory allows
 
 
 class Shelf:
@@ -42,16 +47,39 @@ def opened_engine(
 ) -> Iterator[Engine]:
     """An engine that serves `indexes` with `slots` slots, each for the largest model, `kv_bytes`
     of KV on the device and (as many, when None) `host_kv_bytes` in host memory."""
+    if not indexes:
+        raise UserError("engine: no models: expected at least one")
+    for name, value in {"slots": slots, "kv_bytes": kv_bytes}.items():
+        if value < 1:
+            raise UserError(f"engine.{name}={value}: expected 1 or more")
     slot_bytes = max(index.nbytes for index in indexes.values())
-    host_bytes = kv_bytes if host_kv_bytes is None else host_kv_bytes
-    host = HostKv.create(host_bytes, slab_bytes=min(host_bytes, SLAB_BYTES))
-    arena = Arena(device, slots * slot_bytes + kv_bytes, [slot_bytes] * slots)
-    engine = Engine(device, arena, KvArena(device, arena.kv, host), blobs)
+    host = open_host_kv(kv_bytes if host_kv_bytes is None else host_kv_bytes, indexes)
     try:
-        for name, index in indexes.items():
-            engine.add_model(name, index, (tokenizers or {}).get(name))
-        yield engine
+        arena = Arena(device, slots * slot_bytes + kv_bytes, [slot_bytes] * slots)
+        engine = Engine(device, arena, KvArena(device, arena.kv, host), blobs)
+        try:
+            for name, index in indexes.items():
+                engine.add_model(name, index, (tokenizers or {}).get(name))
+            yield engine
+        finally:
+            engine.close()
+            device.unregister(host.bytes)
     finally:
-        engine.close()
-        device.unregister(host.bytes)
         host.close()
+
+
+def open_host_kv(nbytes: int, indexes: Mapping[str, BlobIndex]) -> HostKv:
+    """Host memory whose slabs hold the blocks of all these models: small enough that each size
+    of block can have several."""
+    sizes = {
+        KvSpec(*geometry(read_config(index.config)), index.dtype).block_bytes
+        for index in indexes.values()
+    }
+    if nbytes < sum(sizes):
+        raise UserError(
+            f"engine.host_kv_bytes is {nbytes}: expected at least {sum(sizes)}, a block of each "
+            "model"
+        )
+    share = min(nbytes // (SLABS_OF_A_SIZE * len(sizes)), SLAB_BYTES)
+    slab_bytes = rounded(max(share, *sizes), PAGE)
+    return HostKv.create(nbytes, slab_bytes=slab_bytes, min_block_bytes=min(sizes))

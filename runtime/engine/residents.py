@@ -8,8 +8,13 @@ from typing import Protocol
 from runtime.engine.arena import Arena
 from runtime.engine.blob import Blob
 from runtime.engine.device import Device
+from runtime.engine.host_cache import HostCacheFullError
 from runtime.engine.loader import Load, Loader, LoadState
 from runtime.errors import UserError
+
+
+class NoRoomError(UserError):
+    """Nothing that could leave makes enough room now."""
 
 
 class Blobs(Protocol):
@@ -50,7 +55,7 @@ class Residents:
     def require(self, model: str, nbytes: int, keep: str | None = None) -> Resident:
         """The model's place; its load begins now if it is not there. `keep` does not go.
 
-        Raises UserError when no slot is large enough.
+        Raises NoRoomError when no slot may be had, or no host memory.
         """
         self._clock += 1
         self._collect()
@@ -82,10 +87,27 @@ class Residents:
 
     def _begin(self, model: str, nbytes: int, keep: str | None) -> Resident:
         slot = self._vacate(model, nbytes, keep)
-        blob = self._blobs.take(model)
+        blob = self._taken(model, keep)
         after = [self._device.compute.record()]
         load = self._loader.load(blob, self.arena.take(slot, nbytes), after)
         return Resident(model, slot, load, self._clock)
+
+    def _taken(self, model: str, keep: str | None) -> Blob:
+        """Its blob in host memory; where that is full, other models leave their slots for it."""
+        while True:
+            try:
+                return self._blobs.take(model)
+            except HostCacheFullError as error:
+                others = [r for r in self._by_model.values() if r.model != keep]
+                if others:
+                    self.drop(min(others, key=lambda resident: resident.used).model)
+                elif not self._leaving:
+                    raise NoRoomError(
+                        f"model {model}: {error}: expected a larger engine.host_bytes"
+                    ) from error
+                for resident in self._leaving:
+                    resident.load.settle()
+                self._collect()
 
     def _vacate(self, model: str, nbytes: int, keep: str | None) -> int:
         """A vacant slot that fits; else that of an unfinished load or of the longest unused."""
@@ -99,7 +121,7 @@ class Residents:
         ]
         if not others:
             sizes = [self.arena.slot(i).numel() for i in range(len(self.arena))]
-            raise UserError(
+            raise NoRoomError(
                 f"model {model} has {nbytes} bytes of weights: expected a slot that fits and may "
                 f"be vacated, among slots of {', '.join(map(str, sizes))} bytes"
             )

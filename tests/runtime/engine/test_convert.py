@@ -112,6 +112,10 @@ def test_safetensors_of_another_model_are_refused(checkpoint, change, named):
         ('{"model_type": 3}', "model_type"),
         ('{"model_type": "lama"}', "did you mean 'llama'?"),
         ('{"model_type": "llama", "auto_map": {}}', "auto_map"),
+        ('{"model_type": "mamba"}', "'mamba': not one that the engine can run exactly"),
+        ('{"model_type": "llama", "quantization_config": {"bits": 4}}', "quantization_config"),
+        ('{"model_type": "llama", "num_hidden_layers": 1000000000}', "num_hidden_layers"),
+        ('{"model_type": "llama", "hidden_size": 1048576, "num_hidden_layers": 1}', "of its files"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "config.json"),
         ('{"model_type": "llama", "num_attention_heads": 0}', ""),
     ],
@@ -119,6 +123,28 @@ def test_safetensors_of_another_model_are_refused(checkpoint, change, named):
 def test_config_that_is_none_is_refused(checkpoint, text, named):
     (checkpoint / "config.json").write_text(text)
     refused(lambda: blob_from_safetensors(checkpoint), "" if named == "config.json" else named)
+
+
+def test_weights_that_are_no_floats_are_refused(checkpoint):
+    weights = dict(LlamaForCausalLM(LlamaConfig(**SIZES)).state_dict())
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name] = weights[name].to(torch.int8)
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    refused(lambda: blob_from_safetensors(checkpoint), f"{name} is I8")
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_an_attention_that_a_config_asks_for_is_not_looked_up(checkpoint, key):
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {key: "someone/kernel"}))
+    refused(lambda: blob_from_safetensors(checkpoint), "code from a hub is not run")
+
+
+def test_a_blob_is_not_saved_where_a_file_is(checkpoint):
+    blob = blob_from_safetensors(checkpoint)
+    refused(lambda: blob.save(checkpoint / "config.json"), "config.json")
+    refused(lambda: blob.save(checkpoint / "config.json" / "deeper"), "config.json")
 
 
 @pytest.mark.parametrize("file", ["../away.safetensors", 3, "/etc/passwd", "absent.safetensors"])

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, tiny_model
+from engine_rig import ask, engine_of, tokens_of, turn
+from tiny_models import ARCHITECTURES, SMALL, tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from runtime.engine.attention import AttentionBatch
-from runtime.engine.model import Shell, shape_key
+from runtime.engine.model import SERVED, Shell, read_config, shape_key
 from runtime.errors import UserError
 
 BLOCK = 4
@@ -89,7 +91,7 @@ def test_shell_refuses_weights_that_do_not_fit():
     "config", [{"model_type": "lama"}, {}, {"model_type": "llama", "auto_map": {"AutoModel": "x"}}]
 )
 def test_shell_refuses_configs_of_unknown_or_remote_code(config):
-    with pytest.raises(UserError, match=r"config\.model_type"):
+    with pytest.raises(UserError, match=r"^config: (model_type is|auto_map)"):
         Shell(config, torch.float32, "cpu")
 
 
@@ -100,3 +102,25 @@ def test_shape_key_ignores_names_and_sees_shapes():
     assert shape_key(config, torch.float32) != shape_key(config, torch.bfloat16)
     wider = {**config, "hidden_size": 64}
     assert shape_key(config, torch.float32) != shape_key(wider, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "rwkv", "llama4_text", "bloom", "gemma3", "lama", None])
+def test_a_model_whose_layers_are_not_our_attention_is_refused(kind):
+    with pytest.raises(UserError, match=r"model_type is .*expected|model_type is .*known: arcee"):
+        read_config({"model_type": kind})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", sorted(SERVED - ARCHITECTURES.keys()))
+def test_every_model_type_that_is_served_gives_the_tokens_of_generate(kind):
+    config = AutoConfig.for_model(kind, **SMALL)
+    if getattr(config, "sliding_window", None):
+        config.sliding_window = 8
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    tokens = list(range(20, 39))
+    keys = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 12}
+    wanted = model.generate(torch.tensor([tokens]), **keys)[0, len(tokens) :].tolist()
+    with engine_of({"m": model}) as engine:
+        engine.submit(ask("x", "m", tokens, 12, ignore_eos=True))
+        assert tokens_of(turn(engine, "m", prefill=("x",), prefill_chunk_tokens=7))["x"] == wanted
