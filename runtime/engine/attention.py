@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.engine import attention_cpu, attention_prefill
@@ -27,7 +28,6 @@ class AttentionBatch:
     """
 
     block_tables: Tensor  # int32 [B, most blocks]: block ids of each request, in order
-    query_start: Tensor  # int32 [B + 1]: where each request's new tokens start among the T
     context_tokens: Tensor  # int32 [B]: tokens of each request, the new ones included
     slot_mapping: Tensor  # int64 [T]: block id * block + offset of each new token
     block: int
@@ -35,7 +35,9 @@ class AttentionBatch:
     max_context_tokens: int
     query_lengths: tuple[int, ...] = ()  # the host's copies: no path waits for the device
     context_lengths: tuple[int, ...] = ()
+    tables: tuple[tuple[int, ...], ...] = ()  # not padded; empty in a captured step
     plans: dict[tuple[object, ...], object] = field(default_factory=dict, repr=False)
+    table_rows: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False)  # by stride
 
     @property
     def is_decode(self) -> bool:
@@ -51,26 +53,43 @@ class AttentionBatch:
         *,
         block: int,
         device: torch.device | str = "cpu",
+        last: AttentionBatch | None = None,
     ) -> AttentionBatch:
-        """A batch of requests with these block tables, numbers of new tokens and contexts."""
-        most = max(map(len, tables))
-        padded = [[*table, *[table[0]] * (most - len(table))] for table in tables]
-        starts, slots = [0], []
+        """A batch of requests with these block tables, numbers of new tokens and contexts.
+
+        `last`: the batch before; what depends on the tables alone is its, if they are the same.
+        """
+        ids = tuple(map(tuple, tables))
+        if last is None or ids != last.tables or block != last.block:
+            last = None
+        slots = []
         for table, new, context in zip(tables, new_tokens, context_tokens, strict=True):
             assert 0 < new <= context <= len(table) * block
-            starts.append(starts[-1] + new)
             slots += [table[p // block] * block + p % block for p in range(context - new, context)]
         return cls(
-            torch.tensor(padded, dtype=torch.int32).to(device, non_blocking=True),
-            torch.tensor(starts, dtype=torch.int32).to(device, non_blocking=True),
-            torch.tensor(context_tokens, dtype=torch.int32).to(device, non_blocking=True),
-            torch.tensor(slots, dtype=torch.int64).to(device, non_blocking=True),
+            placed(padded(ids), torch.int32, device) if last is None else last.block_tables,
+            placed(context_tokens, torch.int32, device),
+            placed(slots, torch.int64, device),
             block,
             max(new_tokens),
             max(context_tokens),
             tuple(new_tokens),
             tuple(context_tokens),
+            ids,
+            table_rows={} if last is None else last.table_rows,
         )
+
+
+def padded(tables: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Tables of one length: the shorter ones repeat their first block."""
+    most = max(map(len, tables))
+    return [[*table, *[table[0]] * (most - len(table))] for table in tables]
+
+
+def placed(values: Sequence[object], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A tensor on the device; the host does not wait for the copy."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor if str(device) == "cpu" else tensor.to(device, non_blocking=True)
 
 
 def attend(
@@ -134,9 +153,8 @@ def stored_rows(batch: AttentionBatch, stride: int) -> Tensor:
     if batch.slot_mapping.is_cuda:
         at = (batch.slot_mapping // block) * stride + batch.slot_mapping % block
         return torch.cat([at, at + block])
-    blocks, offsets = np.divmod(batch.slot_mapping.numpy(), block)
-    rows = blocks * stride + offsets
-    return torch.from_numpy(np.concatenate([rows, rows + block]))
+    rows = [slot // block * stride + slot % block for slot in batch.slot_mapping.tolist()]
+    return torch.tensor([*rows, *[row + block for row in rows]])
 
 
 def reference(

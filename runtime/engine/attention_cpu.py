@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.engine.rows import row_stride, token_rows
@@ -84,23 +85,36 @@ def _group(
     batch: AttentionBatch,
 ) -> Group:
     """Padded places repeat a token, so that nothing unwritten is ever read."""
-    chosen = requests if requests is not None else list(range(len(lengths)))
-    contexts = np.array([batch.context_lengths[r] for r in chosen])[:, None]
-    seen = np.array([lengths[r] for r in chosen])[:, None]
-    starts = contexts - seen
-    tables = batch.block_tables.numpy()[chosen].astype(np.int64)
-    at = tables[:, :, None] * row_stride(kv_layer) + np.arange(batch.block)
-    at = at.reshape(len(chosen), -1)  # rows of all tokens, the unwritten ones included
-    if starts.any():
-        at = np.take_along_axis(at, np.minimum(starts + np.arange(seen.max()), contexts - 1), 1)
-    at = at[:, : seen.max()]
+    chosen = requests if requests is not None else range(len(lengths))
+    contexts = [batch.context_lengths[r] for r in chosen]
+    seen = [lengths[r] for r in chosen]
+    longest = max(seen)
+    at = _table_rows(kv_layer, batch)
+    if requests is not None:
+        at = at[:, requests]
+    if seen != contexts:  # a window: the last of each request's tokens
+        ends = np.array(contexts)[:, None]
+        places = ends - np.array(seen)[:, None] + np.arange(longest)
+        at = np.take_along_axis(at, np.minimum(places, ends - 1)[None], 2)
+    at = at[:, :, :longest]
     mask = None
-    if seen.min() < at.shape[1]:
-        hidden = np.arange(at.shape[1]) >= seen
-        at = np.where(hidden, at[:, :1], at)
+    if min(seen) < longest:
+        hidden = np.arange(longest) >= np.array(seen)[:, None]
+        at = np.where(hidden, at[:, :, :1], at)
         share = query.shape[1] // kv_layer.shape[3]
-        mask = torch.zeros(len(chosen), 1, share, at.shape[1], dtype=query.dtype)
+        mask = torch.zeros(len(seen), 1, share, longest, dtype=query.dtype)
         mask.masked_fill_(torch.from_numpy(hidden)[:, None, None], float("-inf"))
-    flat = torch.from_numpy(at.reshape(-1))
     which = None if requests is None else torch.tensor(requests)
-    return Group(which, torch.cat([flat, flat + batch.block]), mask)
+    return Group(which, torch.from_numpy(at.reshape(-1)), mask)
+
+
+def _table_rows(kv_layer: Tensor, batch: AttentionBatch) -> NDArray[np.int64]:
+    """int64 [2, B, tokens]: rows of keys, then of values, of all tokens that the tables hold, the
+    unwritten ones included."""
+    stride = row_stride(kv_layer)
+    if stride not in batch.table_rows:
+        tables = batch.block_tables.numpy().astype(np.int64)
+        keys = tables[:, :, None] * stride + np.arange(batch.block)
+        keys = keys.reshape(len(tables), -1)
+        batch.table_rows[stride] = np.stack([keys, keys + batch.block])
+    return batch.table_rows[stride]

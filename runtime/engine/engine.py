@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from runtime.engine.arena import Arena
+from runtime.engine.attention import AttentionBatch
 from runtime.engine.blob_index import BlobIndex
 from runtime.engine.checks import check_record, check_request
 from runtime.engine.device import Device
@@ -98,6 +99,7 @@ class Engine:
         self._layouts: dict[tuple[str, ...], int] = {}
         self._scratch: dict[KvSpec, str] = {}
         self._active: str | None = None
+        self._last: AttentionBatch | None = None  # of the call before
         self.turn: Turn | None = None  # under way
         self._closed = False
 
@@ -292,7 +294,8 @@ class Engine:
         tables = [self.kv.table(live.request.id) for live in lives]
         shell, layers = served.shell, served.layers
         with self.device.computing(), torch.inference_mode():
-            call = Inputs(lives, counts, tables, self.block, self.device.torch)
+            call = Inputs(lives, counts, tables, self.block, self.device.torch, self._last)
+            self._last = call.batch
             if call.rows is not None:
                 return shell.forward(call.tokens, call.positions, layers, call.batch, call.rows)
             return self.graphs.run(

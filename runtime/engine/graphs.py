@@ -38,7 +38,6 @@ class Static(NamedTuple):
     tokens: Tensor  # int64 [B]
     positions: Tensor  # int64 [B]
     tables: Tensor  # int32 [B, blocks]
-    query_start: Tensor  # int32 [B + 1]
     contexts: Tensor  # int32 [B]
     slots: Tensor  # int64 [B]
 
@@ -46,7 +45,6 @@ class Static(NamedTuple):
         """A fresh one: what a step derives from it is recorded with the step."""
         return AttentionBatch(
             self.tables,
-            self.query_start,
             self.contexts,
             self.slots,
             block,
@@ -192,7 +190,6 @@ def _static(
         F.pad(tokens, (0, more)),
         F.pad(positions, (0, more)),
         F.pad(batch.block_tables, (0, wider, 0, more), value=scratch),
-        torch.arange(rows + 1, dtype=torch.int32, device=tokens.device),
         F.pad(batch.context_tokens, (0, more), value=1),
         F.pad(batch.slot_mapping, (0, more), value=scratch * batch.block),
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from runtime.engine.attention import AttentionBatch
+from runtime.engine.attention import AttentionBatch, placed
 from runtime.engine.plan import Ending, Request
 from runtime.engine.sampling import Chance
 from runtime.engine.text import TextStream, Tokenizer
@@ -81,21 +81,19 @@ class Inputs:
         tables: Sequence[Sequence[int]],
         block: int,
         device: torch.device,
+        last: AttentionBatch | None = None,
     ) -> None:
         ends = [live.cached + count for live, count in zip(lives, counts, strict=True)]
         spans = [(live.cached, end) for live, end in zip(lives, ends, strict=True)]
         tokens = [t for live, (a, b) in zip(lives, spans, strict=True) for t in live.tokens[a:b]]
-        self.tokens = placed(tokens, device)
-        self.positions = placed([p for a, b in spans for p in range(a, b)], device)
-        self.batch = AttentionBatch.of(tables, counts, ends, block=block, device=device)
+        self.tokens = placed(tokens, torch.int64, device)
+        positions = [p for a, b in spans for p in range(a, b)]
+        self.positions = placed(positions, torch.int64, device)
+        self.batch = AttentionBatch.of(tables, counts, ends, block=block, device=device, last=last)
         self.rows: Tensor | None = None  # the last new token of each request
         if len(tokens) > len(lives):
-            last, at = [], -1
+            rows, at = [], -1
             for count in counts:
                 at += count
-                last.append(at)
-            self.rows = placed(last, device)
-
-
-def placed(values: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+                rows.append(at)
+            self.rows = placed(rows, torch.int64, device)

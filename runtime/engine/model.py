@@ -68,9 +68,9 @@ def paged_attention(
     step: Step = module.step
     assert step.batch is not None
     out = attend(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+        query.squeeze(0).transpose(0, 1),
+        key.squeeze(0).transpose(0, 1),
+        value.squeeze(0).transpose(0, 1),
         step.layers[module.layer_idx],
         step.batch,
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
@@ -232,7 +232,6 @@ class Shell:
             )
         return view
 
-    @torch.inference_mode()
     def forward(
         self,
         tokens: Tensor,
@@ -241,7 +240,8 @@ class Shell:
         batch: AttentionBatch,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """Logits [R, vocabulary] of the new tokens at `rows` (all when None).
+        """Logits [R, vocabulary] of the new tokens at `rows` (all when None). The caller turns
+        gradients off (`torch.inference_mode`).
 
         Args:
             tokens: int64 [T]; positions: int64 [T], of each token in its own request.

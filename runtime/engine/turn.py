@@ -253,7 +253,7 @@ class Turn:
     ) -> Chosen:
         """The next token of each; `rows` are theirs among the logits. Waits for the step: only
         the stream that computes may read what it computed."""
-        with self.engine.device.computing(), torch.inference_mode():
+        with self.engine.device.computing():
             theirs = logits if rows is None else logits[rows]
             sampled = sample(theirs, [live.chance for live in lives])
             return Chosen(tuple(sampled.tokens.tolist()), sampled.logprobs)

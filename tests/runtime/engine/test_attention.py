@@ -36,13 +36,18 @@ def attend_in_steps(plan, *, share=3, key_heads=2, size=8, layer=1, seed=0, **op
     )
     done = [0] * len(totals)
     outputs = [[x[:0]] for x in query]
+    batch = None
     for call in plan:
         rows = [r for r, new in enumerate(call) if new]
         part = {r: slice(done[r], done[r] + call[r]) for r in rows}
         for r in rows:
             done[r] += call[r]
         batch = AttentionBatch.of(
-            [tables[r] for r in rows], [call[r] for r in rows], [done[r] for r in rows], block=BLOCK
+            [tables[r][: -(-done[r] // BLOCK)] for r in rows],
+            [call[r] for r in rows],
+            [done[r] for r in rows],
+            block=BLOCK,
+            last=batch,
         )
         together = [torch.cat([x[r][part[r]] for r in rows]) for x in (query, key, value)]
         out = attend(*together, kv[:, layer], batch, **options)
