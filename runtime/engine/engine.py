@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from runtime.engine.blob_index import BlobIndex
 from runtime.engine.checks import check_record, check_request
 from runtime.engine.device import Device
 from runtime.engine.door import Traits
-from runtime.engine.graphs import open_graphs
+from runtime.engine.graphs import GRAPH_BYTES, open_graphs
 from runtime.engine.host_kv import HostKvFullError, HostRecord
 from runtime.engine.kv import KvArena, KvSpec
 from runtime.engine.live import Inputs, Live
@@ -67,6 +68,15 @@ class Inbox:
             queue.clear()
 
 
+class DeviceBytes(NamedTuple):
+    """What an engine holds on its device for good; what a step works on comes and goes beside it.
+    Graphs hold no more than the engine's `graph_bytes`."""
+
+    arena: int  # weight slots and KV
+    buffers: int  # of the model shells
+    graphs: int
+
+
 class Engine:
     """One device's models, requests and turns.
 
@@ -74,6 +84,7 @@ class Engine:
         arena: its memory: slots of weights, and the bytes that `kv` manages.
         blobs: where weights come from.
         block: tokens of a KV block.
+        graph_bytes: of device memory for captured steps, beside the arena.
     """
 
     traits = Traits(token_preempt=True, kv_survives_switch=True)
@@ -87,9 +98,10 @@ class Engine:
         *,
         loader: Loader | None = None,
         block: int = 16,
+        graph_bytes: int = GRAPH_BYTES,
     ) -> None:
         self.device, self.kv, self.block = device, kv, block
-        self.graphs = open_graphs(device)
+        self.graphs = open_graphs(device, budget_bytes=graph_bytes)
         self.loader = loader or Loader(device)
         self.residents = Residents(device, arena, self.loader, blobs)
         self.inbox = Inbox()
@@ -115,7 +127,8 @@ class Engine:
             )
         key = shape_key(index.config, index.dtype)
         if key not in self._shells:
-            self._shells[key] = Shell(index.config, index.dtype, self.device.torch)
+            with self.device.computing():
+                self._shells[key] = Shell(index.config, index.dtype, self.device.torch)
         shell = self._shells[key]
         spec = KvSpec(*shell.geometry, index.dtype, self.block)
         self.kv.require(spec, name)
@@ -148,14 +161,15 @@ class Engine:
         room = self.kv.capacity_tokens(served.spec, beside=self._scratch)
         check_request(request, served, self.lives, room)
         shell = served.shell
-        live = Live(
-            request,
-            vocab=shell.vocab,
-            device=self.device.torch,
-            stop_tokens=shell.stop_tokens,
-            context=min(shell.context, room),
-            tokenizer=served.tokenizer,
-        )
+        with self.device.computing():
+            live = Live(
+                request,
+                vocab=shell.vocab,
+                device=self.device.torch,
+                stop_tokens=shell.stop_tokens,
+                context=min(shell.context, room),
+                tokenizer=served.tokenizer,
+            )
         if kv is not None:
             check_record(request, kv, served.spec, self.kv.host)
             self.kv.adopt(request.id, kv, served.spec)
@@ -306,6 +320,11 @@ class Engine:
                 call.batch,
                 scratch_block=served.scratch_block,
             )
+
+    def device_bytes(self) -> DeviceBytes:
+        """What this engine holds, as it counts it; `device.memory_used` is the device's word."""
+        buffers = sum(shell.buffer_bytes for shell in self._shells.values())
+        return DeviceBytes(self.residents.arena.nbytes, buffers, self.graphs.used_bytes)
 
     def close(self) -> None:
         """Finish loads and moves under way; memory is the device's to give back."""

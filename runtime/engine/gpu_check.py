@@ -1,8 +1,9 @@
 """Everything that needs a GPU to be shown, in one command: `python -m runtime.engine.gpu_check`.
 
 One JSON line a check: logits in bfloat16 against transformers' own over a forced text, tokens
-after weights were reloaded under captured graphs, all figures of the bench, and decode beside
-transformers' continuous batching. `--device cpu --model tiny` tries the command itself.
+after weights were reloaded under captured graphs, memory held against memory counted, decode beside
+transformers' continuous batching, and all figures of the bench. `--device cpu --model tiny` tries
+the command itself.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def forced_logits(engine: Engine, model: str, tokens: tuple[int, ...]) -> torch.
     rest = len(tokens) - SINGLE_STEPS + 1
     rows = []
     for count in (rest // 2, rest - rest // 2, *[1] * (SINGLE_STEPS - 1)):
-        rows.append(engine.logits(served, [live], [count]).float().cpu().clone())
+        logits = engine.logits(served, [live], [count])
+        with engine.device.computing():  # the stream that computes them
+            rows.append(logits.float().cpu().clone())
         live.cached += count
     engine.release("forced")
     return torch.cat(rows[1:])
@@ -93,6 +96,23 @@ def check_reload(spec: BenchSpec, engine: Engine) -> dict[str, Any]:
     }
 
 
+def check_memory(engine: Engine, before_bytes: int) -> dict[str, Any]:
+    """What the engine says it holds against what the device says, on CUDA without torch's cache of
+    what steps worked on (given beside it)."""
+    counted, device = engine.device_bytes(), engine.device
+    with_steps = device.memory_used()
+    if device.torch.type == "cuda":
+        torch.cuda.empty_cache()
+    held = device.memory_used() - before_bytes
+    return {
+        "check": "memory",
+        **counted._asdict(),
+        "held_by_device": held,
+        "cached_for_steps": with_steps - device.memory_used(),
+        "ok": abs(held - sum(counted)) <= 0.02 * held,
+    }
+
+
 def check_continuous(spec: BenchSpec, engine: Engine, plain: Any) -> dict[str, Any]:
     """Tokens a second of whole requests at the largest batch, ours and transformers' own."""
     prompts = draw_prompts(spec, engine.served("a").shell.vocab)
@@ -125,11 +145,13 @@ def check_continuous(spec: BenchSpec, engine: Engine, plain: Any) -> dict[str, A
 def checks(spec: BenchSpec, device: Device, blobs: dict[str, Blob]) -> list[dict[str, Any]]:
     """All but the bench, each on its own: one that raises is reported and the others run."""
     plain = plain_model(blobs["a"], device.torch)
+    before_bytes = device.memory_used()
     rows = []
     with bench_engine(device, blobs, kv_bytes(spec, blobs["a"])) as engine:
         named: dict[str, Callable[[], dict[str, Any]]] = {
             "logits": lambda: check_logits(spec, engine, plain),
             "graphs after a reload": lambda: check_reload(spec, engine),
+            "memory": lambda: check_memory(engine, before_bytes),
             "continuous batching": lambda: check_continuous(spec, engine, plain),
         }
         for name, check in named.items():

@@ -18,6 +18,8 @@ from torch import Tensor
 from runtime.engine.attention import AttentionBatch
 from runtime.engine.device import Device
 
+GRAPH_BYTES = 1 << 30  # what graphs may hold on a device, unless it is given
+
 Step = Callable[[Tensor, Tensor, AttentionBatch], Tensor]  # tokens, positions, batch -> logits
 
 
@@ -61,7 +63,7 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, capture: Capture | None, *, most: int = 64, budget_bytes: int = 1 << 30
+        self, capture: Capture | None, *, most: int = 64, budget_bytes: int = GRAPH_BYTES
     ) -> None:
         self._capture = capture
         self._most = most
@@ -136,7 +138,7 @@ class DecodeGraphs:
             del self._graphs[name]
 
 
-def open_graphs(device: Device, *, most: int = 64, budget_bytes: int = 1 << 30) -> DecodeGraphs:
+def open_graphs(device: Device, *, most: int = 64, budget_bytes: int = GRAPH_BYTES) -> DecodeGraphs:
     """Graphs on CUDA, plain calls on CPU."""
     capture = CudaCapture(device) if device.torch.type == "cuda" else None
     return DecodeGraphs(capture, most=most, budget_bytes=budget_bytes)

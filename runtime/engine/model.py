@@ -203,6 +203,11 @@ class Shell:
         """The first name of every distinct parameter."""
         return [names[0] for names, _ in self._names]
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes that stay resident beside the weights."""
+        return sum(buffer.nbytes for buffer in self._model.buffers())
+
     def bind(self, key: Hashable, views: Callable[[], Mapping[str, Tensor]]) -> None:
         """Compute with these weights from now on. `key` names a layout in a place: its views are
         made once, and binding again only swaps pointers."""

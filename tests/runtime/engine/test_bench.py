@@ -48,6 +48,9 @@ def test_gpu_checks_pass_on_the_cpu_at_tiny_size():
         assert logits["ok"]
         assert logits["clear_tokens"] > 0
         assert gpu_check.check_reload(TINY, engine)["ok"]
+        memory = gpu_check.check_memory(engine, 0)
+        assert memory["ok"]
+        assert memory["held_by_device"] == memory["arena"]
         wrong = plain_model(blobs["b"], device.torch)
         assert not gpu_check.check_logits(TINY, engine, wrong)["ok"]
     device.close()

@@ -1,8 +1,11 @@
 """Tokens of the engine are transformers' own, however turns, KV and models move."""
 
+import gc
 import itertools
 import resource
+import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,13 @@ from tiny_models import ARCHITECTURES, tiny_model
 from torch.overrides import TorchFunctionMode
 
 from runtime.core import EventKind
+from runtime.engine.graphs import Captured, DecodeGraphs
+from runtime.engine.model import Shell
 from runtime.engine.plan import Ending, Plan
 from runtime.engine.sampling import Sampling
 
 STEPS = 10
+WINDOW = 120  # turns between looks at what they leave in memory
 ONE_STEP = 1e-9  # a quota that ends with its first step
 
 
@@ -162,7 +168,8 @@ class OnCompute(TorchFunctionMode):
         self.is_inside = before
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        assert self.is_inside, f"{func} outside the compute stream"
+        reads_no_bytes = func.__name__ in ("__get__", "numel")
+        assert self.is_inside or reads_no_bytes, f"{func} outside the compute stream"
         return func(*args, **(kwargs or {}))
 
 
@@ -170,11 +177,12 @@ def test_a_turn_touches_its_tensors_on_the_compute_stream_alone():
     keys = {"temperature": 0.9, "repetition_penalty": 1.2, "logprobs": 1}
     with engine_of({"m": tiny_model("llama")}, poison=False) as engine:
         engine.activate("m")
-        for name in range(2):
-            asked = {"sampling": Sampling(**keys)} if name else {}
-            engine.submit(free_ask(name, "m", prompt(name, 9 + name), 3, **asked))
+        prompts = [prompt(name, 9 + name) for name in range(2)]
         plan = Plan(model="m", prefill=(0, 1), prefill_budget_tokens=15, prefill_chunk_tokens=9)
         with OnCompute(engine.device):
+            for name, tokens in enumerate(prompts):
+                asked = {"sampling": Sampling(**keys)} if name else {}
+                engine.submit(free_ask(name, "m", tokens, 3, **asked))
             events = list(engine.run_turn(plan))
         assert {name: len(tokens) for name, tokens in tokens_of(events).items()} == {0: 3, 1: 3}
 
@@ -294,6 +302,18 @@ def test_a_batch_that_outgrows_the_kv_moves_its_tail_to_the_host_and_loses_nothi
         assert tokens_of(events) == wanted
 
 
+def test_a_prefetch_without_a_slot_to_spare_changes_nothing():
+    models = {name: tiny_model("llama", seed=i) for i, name in enumerate("ab")}
+    with engine_of(models, slots=1) as engine:
+        engine.submit(free_ask(0, "a", prompt(0)))
+        events = []
+        for event in engine.run_turn(Plan(model="a", prefill=(0,))):
+            events.append(event)
+            engine.prefetch("b")
+        assert tokens_of(events) == {0: generated(models["a"], prompt(0))}
+        assert engine.residents.find("b") is None
+
+
 def test_events_of_a_turn_come_in_order_with_times_that_add_up():
     with engine_of({"m": tiny_model("llama")}) as engine:
         engine.submit(free_ask(0, "m", prompt(0)))
@@ -340,6 +360,86 @@ def test_tokens_do_not_depend_on_when_copies_end(seed):
     with engine_of(models, kv_bytes=1 << 18, delays=seed) as engine:
         rounds(engine, kinds, 5 * len(kinds), got)
     assert got == {kind: generated(model, prompt(1), 5) for kind, model in models.items()}
+
+
+def test_memory_does_not_grow_with_turns():
+    kinds = ("llama", "mistral")
+    models = {kind: tiny_model(kind, seed=i) for i, kind in enumerate(kinds)}
+    got: dict[str, list[int]] = {kind: [] for kind in kinds}
+    seen = []
+    with engine_of(models) as engine:
+        for _ in range(6):
+            rounds(engine, kinds, WINDOW, got)
+            seen.append(held(engine))
+    assert len({on_device for on_device, _, _ in seen}) == 1
+    assert seen[-1][1] == seen[0][1]
+    growth = [after[2] - before[2] for before, after in itertools.pairwise(seen)]
+    assert min(growth) < WINDOW, "each turn leaves an object or more"
+
+
+def held(engine) -> tuple[int, int, int]:
+    """Bytes on the device, tensors, Python's memory blocks."""
+    engine.kv.settle()
+    gc.collect()
+    tensors = sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())
+    return engine.device.memory_used(), tensors, sys.getallocatedblocks()
+
+
+def test_memory_counted_is_what_the_device_says():
+    kinds = ("llama", "mistral", "gemma3_text")
+    models = {kind: tiny_model(kind, seed=i) for i, kind in enumerate(kinds)}
+    with engine_of(models) as engine:
+        rounds(engine, kinds, 12, {kind: [] for kind in kinds})
+        counted = engine.device_bytes()
+        assert sum(counted) == pytest.approx(engine.device.memory_used(), rel=0.02)
+        assert counted.arena == engine.residents.arena.nbytes
+        assert 0 < counted.buffers < 10_000
+
+
+class Recorder:
+    """A capture on CPU; every replay computes anew over the static inputs."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+
+    def __call__(self, step) -> Captured:
+        self.captures += 1
+        logits = step().clone()
+        return Captured(lambda: logits.copy_(step()), logits, 100)
+
+
+def test_captured_steps_stay_right_after_their_slot_is_loaded_anew(monkeypatch):
+    def forward(shell, tokens, positions, layers, batch, rows=None):
+        lengths = tuple(batch.context_tokens.tolist())  # CPU's attention asks the host
+        ones = (1,) * len(lengths)
+        if rows is None:
+            batch = replace(batch, context_lengths=lengths, query_lengths=ones, plans={})
+        return plain(shell, tokens, positions, layers, batch, rows)
+
+    plain = Shell.forward
+    monkeypatch.setattr(Shell, "forward", forward)
+    models = {name: tiny_model("qwen2", seed=i) for i, name in enumerate("ab")}
+    wanted = {
+        (name, seed): generated(models[name], prompt(seed)) for name in models for seed in range(3)
+    }
+    with engine_of(models, slots=1) as engine:
+        recorder = Recorder()
+        engine.graphs = DecodeGraphs(recorder)
+        engine.kv.allocate("scratch", 1, engine.served("a").spec)
+        assert engine.kv.table("scratch") == [engine.served("a").scratch_block]
+        for name, seed in wanted:
+            engine.submit(free_ask((name, seed), name, prompt(seed)))
+        events = []
+        for name in "abab":
+            mine = tuple(key for key in wanted if key[0] == name)
+            stage = "batch" if events and engine.lives[mine[0]].has_kv else "prefill"
+            for event in engine.run_turn(Plan(model=name, **{stage: mine})):
+                events.append(event)
+                if event.kind is EventKind.STEPS and len(tokens_of(events)[mine[0]]) == 5:
+                    engine.stop()
+        assert tokens_of(events) == wanted
+        assert recorder.captures == len(engine.graphs) == 1  # of a slot, whatever is loaded there
+        assert engine.device_bytes().graphs == 100
 
 
 @pytest.mark.long

@@ -129,6 +129,18 @@ def test_sampling_refuses_values_out_of_range(key, value):
         Sampling(**{key: value})
 
 
+@pytest.mark.parametrize("keys", [{"top_p": 1e-9}, {"top_k": 1}, {"min_p": 1.0}], ids=str)
+def test_the_narrowest_filters_leave_the_likeliest_token(keys):
+    rows = logits(3)
+    states = [chance(Sampling(temperature=2.0, seed=i, **keys)) for i in range(3)]
+    assert torch.equal(sample(rows, states).tokens, rows.argmax(-1))
+
+
+def test_a_top_k_beyond_the_vocabulary_leaves_all():
+    kept = filtered(logits(1), [Sampling(temperature=1, top_k=VOCAB + 1)])
+    assert torch.equal(kept, logits(1))
+
+
 def test_random_numbers_are_counted_even_where_a_batch_mixes_rules():
     specs = [Sampling(temperature=1.0, seed=1), Sampling()]
     states, rows = [chance(s) for s in specs], logits(2)
