@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from envs.pool_env import PoolEnv
 from envs.scenario import ScenarioSpec
-from runtime.core import DecisionKind, RequestPhase
+from runtime.core import DecisionKind, EventKind, RequestPhase
 from runtime.emulator.tables import Sim
 from runtime.errors import UserError
 from runtime.pool.features import F
@@ -208,6 +208,31 @@ def test_masked_action_counts_as_idle_or_where_that_is_masked_too_as_the_first(
             assert a[1:4] == b[1:4]
             is_over = a[3]
     assert compared > 10
+
+
+def test_action_orders_the_model_of_its_row_for_the_quota_of_its_level(make_env: MakeEnv) -> None:
+    env, rng = make_env(1, quotas_s=(0.1, 0.4), render_mode="ansi"), np.random.default_rng(1)
+    sim, ordered = sim_of(env), []
+    before, is_over = int(sim.control["journal_rows"][0]), False
+    while not is_over:
+        control, action = sim.control[0], allowed(rng, env.action_masks())
+        if control["decision_kind"] == DecisionKind.TURN and action < env.pools.idle_action:
+            model, quota_ns = env.pools.buffers.models[0, action // 2], (1, 4)[action % 2] * 10**8
+            ordered.append((int(control["decision_index"]), int(model), quota_ns))
+        is_over = env.step(np.int64(action))[3]
+    events = sim.journal[before : sim.control["journal_rows"][0]]
+    turns = events[events["kind"] == EventKind.TURN]
+    assert turns[["instance", "model", "quota_ns"]].tolist() == ordered
+    assert len({quota_ns for _, _, quota_ns in ordered}) == 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_last_observation_is_that_of_the_last_decision_with_idle_alone(
+    make_env: MakeEnv, seed: int
+) -> None:
+    *_, before, last = (step[0] for step in play(make_env(seed), seed))
+    assert all(np.array_equal(last[key], before[key]) for key in ("rows", "instance", "globals"))
+    assert np.flatnonzero(last["action_mask"]).tolist() == [len(last["action_mask"]) - 1]
 
 
 def test_waiting_never_takes_zero_time(make_env: MakeEnv) -> None:
