@@ -11,12 +11,13 @@ from typing import Any
 
 from envs.named import named
 from envs.trace_choice import TraceChoice, opened
-from runtime.core import PoolSpec, SloSpec, check_within
+from runtime.core import FOREVER_NS, NS, PoolSpec, SloSpec, check_within
 from runtime.errors import UserError
 from runtime.plain import from_plain, plain
 from traces import Trace
 
 MOST_LEVELS = 4096
+FASTEST = 1000.0  # times a profile's speed, and as much slower: keeps all times in 64 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +101,15 @@ class ScenarioSpec:
             if not 0 < low <= high < inf:
                 stated = list(getattr(self, name))
                 raise UserError(f"scenario.{name}={stated}: expected 0 < low <= high")
+        if not 1 / FASTEST <= self.speed[0] <= self.speed[1] <= FASTEST:
+            raise UserError(
+                f"scenario.speed={list(self.speed)}: expected {1 / FASTEST:g} to {FASTEST:g}"
+            )
         if self.noise is not None and not 0 <= self.noise[0] <= self.noise[1] <= 10:
             raise UserError(f"scenario.noise={list(self.noise)}: expected 0 <= low <= high <= 10")
         for mtbf_s in self.mtbf_s:
             if not (mtbf_s == 0 or 1 <= mtbf_s <= 1e9):
-                raise UserError(f"scenario.mtbf_s={mtbf_s}: expected 0 (none fails) or 1 at least")
+                raise UserError(f"scenario.mtbf_s={mtbf_s}: expected 0 (none fails) or 1 to 1e9")
         check_within("scenario.load_bins", self.load_bins, 1, MOST_LEVELS)
         weights = self.level_weights
         is_good = all(0 <= w < inf for w in weights) and 0 < sum(weights) < inf
@@ -127,6 +132,7 @@ class ScenarioSpec:
                 )
             for slo in self.slos:
                 slo.check_models(trace.models)
+                _check_deadlines(trace, slo)
 
     @property
     def name(self) -> str:
@@ -160,6 +166,18 @@ class ScenarioSpec:
         weights = self.trace_weights
         rates = [float(trace.output_tokens.sum()) / trace.span_s for trace in self.opened]
         return sum(w * rate for w, rate in zip(weights, rates, strict=True)) / sum(weights)
+
+
+def _check_deadlines(trace: Trace, slo: SloSpec) -> None:
+    """Raises UserError where a token may be due later than the pool's clock goes."""
+    own = [slo, *(slo.models or {}).values()]
+    ttft_s, tbt_s = (max(getattr(o, name) or 0.0 for o in own) for name in ("ttft_s", "tbt_s"))
+    last_s, most_s = trace.span_s + ttft_s + tbt_s * int(trace.output_tokens.max()), FOREVER_NS / NS
+    if not last_s < most_s:
+        raise UserError(
+            f"scenario.slos: ttft_s={ttft_s:g}, tbt_s={tbt_s:g}: the last token of {trace.name} is"
+            f" due after {last_s:.3g} s: expected less than {most_s:.3g}"
+        )
 
 
 def _trace_data(entry: Any, where: str) -> Any:

@@ -169,9 +169,10 @@ class SloSpec:
         for where, slo in {"slo": self, **own}.items():
             for name in ("ttft_s", "tbt_s"):
                 value = getattr(slo, name)
-                if value is None or 0 < value < FOREVER_NS / NS:
+                if value is None or 1 / NS <= value < FOREVER_NS / NS:
                     continue
-                bound = f"less than {FOREVER_NS / NS:.3g}" if value > 0 else "more than 0"
+                is_long, most = value >= 1, FOREVER_NS / NS
+                bound = f"less than {most:.3g}" if is_long else f"at least {1 / NS:g}"
                 raise UserError(f"{where}.{name}={value}: expected {bound} seconds")
 
     def of(self, model: str) -> "SloSpec":
@@ -190,6 +191,7 @@ class SloSpec:
                 raise UserError(f"slo.models.{name}: no such model; {nearest(name, known)}")
 
 
+MOST_INSTANCES = 4096
 POOL_BOUNDS: dict[str, tuple[float, float]] = {  # what keeps all times and sums in 64 bits
     **dict.fromkeys(
         ("nodes", "instances_per_node", "instances_per_port", "block_tokens"), (1, 4096)
@@ -297,6 +299,11 @@ class PoolSpec:
             raise UserError(f"pool.mtbf_s={self.mtbf_s}: expected 0 (none fails) or 1 s at least")
         for name, (low, high) in POOL_BOUNDS.items():
             check_within(f"pool.{name}", getattr(self, name), low, high)
+        if self.instances > MOST_INSTANCES:
+            raise UserError(
+                f"pool.nodes={self.nodes}, instances_per_node={self.instances_per_node}: expected"
+                f" at most {MOST_INSTANCES} instances in all"
+            )
         if self.roles and len(self.roles) != self.instances:
             raise UserError(
                 f"pool.roles has {len(self.roles)} entries: expected {self.instances}, one each"

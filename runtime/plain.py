@@ -5,7 +5,7 @@ line with its place and the nearest choice. Enum members go by their names in lo
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -36,18 +36,21 @@ def from_plain(cls: Any, data: Any, where: str = "") -> Any:
         if key not in hints:
             raise UserError(f"{name}: unknown key; {nearest(str(key), hints)}")
         values[key] = _value(hints[key], value, name)
-    try:
-        return cls(**values)
-    except TypeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{where or cls.__name__}: {reason}") from None
+    for field in fields(cls):
+        is_optional = field.default is not MISSING or field.default_factory is not MISSING
+        if field.name not in values and not is_optional:
+            name = f"{where}.{field.name}" if where else field.name
+            raise UserError(f"{name}: missing: expected a value")
+    return cls(**values)
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
     """`value` as `kind`: dataclass, enum, tuple, optional or scalar."""
     if get_origin(kind) in (Union, UnionType):
-        options = [option for option in get_args(kind) if option is not type(None)]
-        return None if value is None else _value(options[0], value, where)
+        options = get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        return _value(next(o for o in options if o is not type(None)), value, where)
     if is_dataclass(kind):
         return from_plain(kind, value, where)
     if get_origin(kind) is tuple:

@@ -121,7 +121,7 @@ def test_a_whole_number_may_be_written_as_a_power_of_ten() -> None:
 
 
 def test_a_missing_key_is_named() -> None:
-    with pytest.raises(UserError, match=r"^Outer: .*'need'$"):
+    with pytest.raises(UserError, match=r"^need: missing: expected a value$"):
         build(Outer, OmegaConf.create({}))
 
 

@@ -17,7 +17,7 @@ from envs.episode import sample
 from envs.named import named, names
 from envs.scenario import ScenarioSpec, demo_scenario
 from envs.trace_choice import TraceChoice
-from runtime.core import PoolSpec
+from runtime.core import ModelSlo, PoolSpec, SloSpec
 from runtime.errors import UserError
 from runtime.plain import from_plain
 from traces.splits import Part
@@ -109,7 +109,13 @@ def test_demo_scenario_plays_the_bundled_trace() -> None:
         ({"load_scale": (float("nan"), 1.0)}, "scenario.load_scale=[nan, 1.0]: expected 0 < low"),
         ({"speed": (0.0, 1.0)}, "scenario.speed=[0.0, 1.0]: expected 0 < low <= high"),
         ({"noise": (0.2, 0.1)}, "scenario.noise=[0.2, 0.1]: expected 0 <= low <= high"),
-        ({"mtbf_s": (0.5,)}, "scenario.mtbf_s=0.5: expected 0 (none fails) or 1 at least"),
+        ({"mtbf_s": (0.5,)}, "scenario.mtbf_s=0.5: expected 0 (none fails) or 1 to 1e9"),
+        (
+            {"slos": (SloSpec(models={"model-000": ModelSlo(tbt_s=1e9)}),)},
+            "scenario.slos: ttft_s=10, tbt_s=1e+09: the last token of small is due after",
+        ),
+        ({"speed": (1e-9, 1.0)}, "scenario.speed=[1e-09, 1.0]: expected 0.001 to 1000"),
+        ({"speed": (1.0, 1e9)}, "scenario.speed=[1.0, 1000000000.0]: expected 0.001 to 1000"),
         ({"shortest_s": 0.0}, "scenario.shortest_s=0.0, longest_s=10.0: expected 0 < shortest_s"),
         ({"shortest_s": 11.0}, "scenario.shortest_s=11.0, longest_s=10.0: expected 0 < shortest_s"),
         ({"longest_s": float("nan")}, "scenario.shortest_s=5.0, longest_s=nan: expected 0 <"),
@@ -158,6 +164,10 @@ def test_scenario_that_cannot_be_names_key_and_value(
             GOOD | {"traces": [{"market": {"modles": 3}}]},
             "scenario.traces[0].market.modles: unknown key; did you mean 'models'?",
         ),
+        (GOOD | {"traces": [None]}, "scenario.traces[0]=None: expected keys of TraceChoice"),
+        ({"traces": ["market_demo"]}, "scenario.pools: missing: expected a value"),
+        ({}, "scenario.traces: missing: expected a value"),
+        (GOOD | {"pools": [{}]}, "scenario.pools[0].name: missing: expected a value"),
         (GOOD | {"traces": [{"weight": 0}]}, "traces: weight=0.0: expected more than 0"),
         (GOOD | {"slos": [{"ttft_s": "x"}]}, "scenario.slos[0].ttft_s='x': expected a number"),
         (

@@ -18,6 +18,10 @@ GOOD: dict[str, Any] = {"name": "p", "profile": "none", "checkpoints": ("c",)}
         ({"weight_slots": 0}, "pool.weight_slots=0: expected at least 1"),
         ({"block_tokens": -1}, "pool.block_tokens=-1: expected at least 1"),
         ({"nodes": 4097}, "pool.nodes=4097: expected at most 4096"),
+        (
+            {"nodes": 4096, "instances_per_node": 4096},
+            "pool.nodes=4096, instances_per_node=4096: expected at most 4096 instances in all",
+        ),
         ({"h2d_bytes_s": 0.0}, "pool.h2d_bytes_s=0.0: expected at least 1"),
         ({"d2h_bytes_s": -1.0}, "pool.d2h_bytes_s=-1.0: expected at least 1"),
         ({"disk_bytes_s": float("nan")}, "pool.disk_bytes_s=nan: expected at least 1"),
@@ -45,12 +49,13 @@ def test_a_models_own_slo_replaces_only_what_it_states() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ttft_s": 0.0}, "slo.ttft_s=0.0: expected more than 0 seconds"),
+        ({"ttft_s": 0.0}, "slo.ttft_s=0.0: expected at least 1e-09 seconds"),
+        ({"tbt_s": 1e-12}, "slo.tbt_s=1e-12: expected at least 1e-09 seconds"),
         ({"ttft_s": 1e300}, "slo.ttft_s=1e+300: expected less than 4.61e+09 seconds"),
-        ({"tbt_s": float("nan")}, "slo.tbt_s=nan: expected more than 0 seconds"),
+        ({"tbt_s": float("nan")}, "slo.tbt_s=nan: expected at least 1e-09 seconds"),
         (
             {"models": {"a": ModelSlo(), "b": ModelSlo(tbt_s=-1.0)}},
-            "slo.models.b.tbt_s=-1.0: expected more than 0 seconds",
+            "slo.models.b.tbt_s=-1.0: expected at least 1e-09 seconds",
         ),
     ],
 )
