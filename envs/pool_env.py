@@ -48,7 +48,7 @@ class PoolEnv(gym.Env[Observation, np.int64]):
             is_recorded=render_mode is not None,
         )
         self.observation_space: spaces.Space[Any] = observation_space(
-            rows, len(self.pools.quotas_s), privileged=privileged
+            self.pools.rows, len(self.pools.quotas_s), privileged=privileged
         )
         self.action_space = spaces.Discrete(self.pools.idle_action + 1)
         self._frames = None if render_mode is None else Frames(render_mode)
@@ -62,9 +62,11 @@ class PoolEnv(gym.Env[Observation, np.int64]):
         return self.pools.observation(0), self._info()
 
     def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        if self.pools.sims[0] is None:
+            raise gym.error.ResetNeeded("no episode: call reset() before step()")
         if self.pools.is_over[0]:
             raise gym.error.ResetNeeded("the episode is over: call reset() before step()")
-        reward = self.pools.step(np.array([action], np.int64))
+        reward = self.pools.step([action])
         is_over = bool(self.pools.is_over[0])
         return self.pools.observation(0), float(reward[0]), False, is_over, self._info()
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.utils.seeding import np_random
 
+from envs.arguments import actions_of, count_of, flag_of, quotas_of
 from envs.episode import Episode, begin, draw
 from envs.observation import describe_observation
 from envs.privileged import HIGH as FUTURE_HIGH
@@ -71,24 +71,19 @@ class Pools:
         is_recorded: bool = False,
     ) -> None:
         self.scenario = ScenarioSpec.from_json(scenario)
-        self.count, self.rows = count, rows
-        self.quotas_s, self.threads = tuple(quotas_s), threads
-        for name, value in (("num_envs", count), ("rows", rows), ("threads", threads)):
-            if value < 1:
-                raise UserError(f"{name}={value}: expected 1 or more")
-        if not self.quotas_s or not all(0 < q < inf for q in self.quotas_s):
-            raise UserError(f"quotas_s={self.quotas_s}: expected one or more, each over 0 s")
+        self.count, self.rows = count_of("num_envs", count), count_of("rows", rows)
+        self.quotas_s, self.threads = quotas_of(quotas_s), count_of("threads", threads)
         self._reward_per_miss = -1.0 / self.scenario.deadline_rate
-        self.buffers: Buffers = new_buffers(count, rows, self.quotas_s)
+        self.buffers: Buffers = new_buffers(self.count, self.rows, self.quotas_s)
         self.buffers.clocks["is_over"] = 1  # until the first reset
-        self.sims: list[Sim | None] = [None] * count
-        self.episodes: list[Episode | None] = [None] * count
+        self.sims: list[Sim | None] = [None] * self.count
+        self.episodes: list[Episode | None] = [None] * self.count
         self.journal_rows = JOURNAL_ROWS if is_recorded else 0
         self.future: npt.NDArray[np.float32] | None = None
-        if privileged:
-            self.future = np.zeros((count, rows * H + W), np.float32)
+        if flag_of("privileged", privileged):
+            self.future = np.zeros((self.count, self.rows * H + W), np.float32)
             self._row_of = np.zeros(max(len(t.models) for t in self.scenario.opened), np.int64)
-        self.rngs = [np.random.default_rng() for _ in range(count)]
+        self.rngs = [np.random.default_rng() for _ in range(self.count)]
         self._start_parts()
 
     def _start_parts(self) -> None:
@@ -159,25 +154,19 @@ class Pools:
             halves[1 - now] = halves[now]
         buffers.half[0] = 1 - now
 
-    def step(self, actions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    def step(self, actions: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Act in all pools that are not over; returns rewards [P], 0 of those. Raises UserError."""
-        if actions.shape != (self.count,) or not self._are_actions(actions):
-            raise UserError(
-                f"actions {actions!r}: expected {self.count} from 0 to {self.idle_action}"
-            )
+        chosen = actions_of(actions, self.count, self.idle_action)
         buffers = self.buffers
         buffers.half[0] ^= 1
         if self._workers is None:
-            step_pools(buffers, actions, 0, self.count)
+            step_pools(buffers, chosen, 0, self.count)
         else:
-            list(self._workers.map(lambda part: step_pools(buffers, actions, *part), self._parts))
+            list(self._workers.map(lambda part: step_pools(buffers, chosen, *part), self._parts))
         for p in np.flatnonzero(np.isin(buffers.clocks["signal"], FULL)):
             self._grow(int(p))
         self._foresee(0, self.count)
         return buffers.missed * self._reward_per_miss
-
-    def _are_actions(self, actions: npt.NDArray[np.int64]) -> bool:
-        return bool(actions.min() >= 0 and actions.max() <= self.idle_action)
 
     def _grow(self, p: int) -> None:
         while (signal := self.buffers.clocks["signal"][p]) in FULL:

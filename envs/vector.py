@@ -16,11 +16,13 @@ from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
+from envs.arguments import count_of, flag_of, seed_of, seeds_of
 from envs.pools import QUOTAS_S, ROWS, Observation, Pools, Scenario, observation_space
 from envs.rendering.frames import FPS, MODES, Frames, check_mode
 from runtime.errors import UserError, nearest
 
 Bools = npt.NDArray[np.bool_]
+RESET_KEYS = ("reset_mask",)
 NOTHING: dict[str, Any] = {}  # the info of all pools with nothing to say; not to be written to
 
 
@@ -49,9 +51,9 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
         privileged: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        if group < 1 or num_envs % group:
+        if count_of("num_envs", num_envs) % count_of("group", group):
             raise UserError(f"group={group}: expected a divisor of num_envs={num_envs}")
-        self.mode, self.copy = mode_of(autoreset_mode), copy
+        self.mode, self.copy = mode_of(autoreset_mode), flag_of("copy", copy)
         self.render_mode = check_mode(render_mode)
         self.pools = Pools(
             scenario,
@@ -62,7 +64,7 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
             privileged=privileged,
             is_recorded=render_mode is not None,
         )
-        self.num_envs, self.group = num_envs, group
+        self.num_envs, self.group = self.pools.count, int(group)
         self.metadata = {
             "autoreset_mode": self.mode,
             "render_modes": list(MODES),
@@ -70,11 +72,11 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
         }
         self._frames = None if render_mode is None else Frames(render_mode)
         self.single_observation_space = observation_space(
-            rows, len(self.pools.quotas_s), privileged=privileged
+            self.pools.rows, len(self.pools.quotas_s), privileged=privileged
         )
         self.single_action_space = spaces.Discrete(self.pools.idle_action + 1)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._is_seeded = False
 
     def reset(
@@ -83,7 +85,7 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Observation, dict[str, Any]]:
-        super().reset(seed=seed if isinstance(seed, int) else None)
+        super().reset(seed=seed_of(seed) if isinstance(seed, int | np.integer) else None)
         chosen = self._reset_mask(options)
         self._seed(seed, chosen)
         self.pools.turn_over()
@@ -96,7 +98,7 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
         self, actions: npt.NDArray[np.int64]
     ) -> tuple[Observation, npt.NDArray[np.float64], Bools, Bools, dict[str, Any]]:
         ended = self._ended()
-        reward = self.pools.step(np.ascontiguousarray(actions, np.int64))
+        reward = self.pools.step(actions)
         if self.mode is AutoresetMode.NEXT_STEP:
             for p in np.flatnonzero(ended):  # for them this step is the reset
                 self.pools.reset(int(p))
@@ -132,7 +134,10 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
 
     def _reset_mask(self, options: dict[str, Any] | None) -> Bools:
         """The pools to reset. Raises UserError."""
-        if options is None or "reset_mask" not in options:
+        for key in options or {}:
+            if key != "reset_mask":
+                raise UserError(f"options[{key!r}]: unknown key; {nearest(str(key), RESET_KEYS)}")
+        if not options:
             return np.ones(self.num_envs, np.bool_)
         mask = options["reset_mask"]
         is_mask = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
@@ -150,14 +155,10 @@ class PoolVectorEnv(VectorEnv[Observation, npt.NDArray[np.int64], Any]):
             return
         if seed is None:
             seed = int(self.np_random.integers(1 << 62))
-        if isinstance(seed, int):
-            seed = [seed + p // self.group for p in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise UserError(f"seed={seed!r}: expected {self.num_envs} of them, or one number")
+        own = seeds_of(seed, self.num_envs, self.group)
         for p in np.flatnonzero(chosen):
-            own = seed[int(p)]
-            if own is not None:
-                self.pools.seed(int(p), int(own))
+            if (number := own[p]) is not None:
+                self.pools.seed(int(p), number)
         self._is_seeded = True
 
     def _ended(self) -> Bools:
@@ -190,7 +191,8 @@ def mode_of(value: AutoresetMode | str) -> AutoresetMode:
     for mode in AutoresetMode:
         if value in (mode.name, mode.value):
             return mode
-    raise UserError(f"autoreset_mode={value!r}: {nearest(value, [m.value for m in AutoresetMode])}")
+    choices = nearest(str(value), [mode.value for mode in AutoresetMode])
+    raise UserError(f"autoreset_mode={value!r}: {choices}")
 
 
 class PoolVecEnv(VecEnv):
@@ -247,7 +249,7 @@ class PoolVecEnv(VecEnv):
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Of the next reset."""
-        self._seed = seed
+        self._seed = None if seed is None else seed_of(seed)
         return [
             None if seed is None else seed + p // self.vector.group for p in range(self.num_envs)
         ]

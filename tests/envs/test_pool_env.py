@@ -1,5 +1,6 @@
 """`aegaeon/Pool-v0`: both checkers, rewards, masks, time and copies."""
 
+import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
@@ -287,10 +288,24 @@ def test_step_before_reset_and_after_the_end_asks_for_a_reset(
         env.step(np.int64(0))
 
 
-@pytest.mark.parametrize("action", [-1, 17, 10**9])
-def test_step_refuses_an_action_outside_the_space(make_env: MakeEnv, action: int) -> None:
-    with pytest.raises(UserError, match=r"expected 1 from 0 to 16"):
-        make_env(0).step(np.int64(action))
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        *[(number, f"actions[0]={number}: expected a whole") for number in (-1, 17, 10**9)],
+        *[(value, "actions of shape (1,)") for value in (0.5, 8.0, float("nan"), "0", None, 2**70)],
+        ([0], "actions of shape (1, 1)"),
+    ],
+)
+def test_step_refuses_an_action_outside_the_space(
+    make_env: MakeEnv, action: Any, expected: str
+) -> None:
+    with pytest.raises(UserError, match=rf"^{re.escape(expected)}.*from 0 to 16$"):
+        make_env(0).step(action)
+
+
+def test_step_before_the_first_reset_asks_for_one(scenario: ScenarioSpec) -> None:
+    with pytest.raises(gym.error.ResetNeeded, match=r"no episode: call reset\(\) before step"):
+        PoolEnv(scenario).step(np.int64(0))
 
 
 @pytest.mark.parametrize(
@@ -299,7 +314,17 @@ def test_step_refuses_an_action_outside_the_space(make_env: MakeEnv, action: int
         ({"quotas_s": ()}, "quotas_s="),
         ({"quotas_s": (0.1, 0.0)}, "quotas_s="),
         ({"quotas_s": (float("nan"),)}, "quotas_s="),
-        ({"rows": 0}, "rows=0: expected 1 or more"),
+        ({"quotas_s": (1e-12,)}, "quotas_s=.1e-12.: expected a list of one or more"),
+        ({"quotas_s": (1e10,)}, "quotas_s="),
+        ({"quotas_s": 0.1}, "quotas_s=0.1: expected a list"),
+        ({"quotas_s": "0.1"}, "quotas_s='0.1': expected a list"),
+        ({"quotas_s": ("0.1",)}, "quotas_s="),
+        ({"quotas_s": None}, "quotas_s=None"),
+        ({"rows": 0}, "rows=0: expected a whole number from 1 to 65536"),
+        ({"rows": 2.5}, "rows=2.5: expected a whole number"),
+        ({"rows": True}, "rows=True: expected a whole number"),
+        ({"rows": 10**12}, "rows=1000000000000: expected a whole number from 1 to 65536"),
+        ({"privileged": "no"}, "privileged='no': expected true or false"),
     ],
 )
 def test_env_refuses_what_leaves_no_action(

@@ -385,9 +385,73 @@ def test_vector_refuses_what_it_cannot_do(make_vector: MakeVector) -> None:
         with pytest.raises(UserError, match=r"options\['reset_mask'\]=.*boolean array of shape"):
             vector.reset(options={"reset_mask": mask})
     vector.reset(seed=0)
-    for actions in ([0], [0, 0, 0], [0, 17], [-1, 0]):
-        with pytest.raises(UserError, match="expected 2 from 0 to 16"):
-            vector.step(np.array(actions))
+    with pytest.raises(
+        UserError, match=r"options\['reset_msk'\]: unknown key; did you mean 'reset_"
+    ):
+        vector.reset(options={"reset_msk": np.ones(2, bool)})
+
+
+@pytest.mark.parametrize(
+    ("actions", "expected"),
+    [
+        ([0], r"actions of shape \(1,\), int64: expected 2 whole numbers from 0 to 16"),
+        ([0, 0, 0], r"actions of shape \(3,\), int64"),
+        ([[0], [0]], r"actions of shape \(2, 1\), int64"),
+        ([0.5, 1.0], r"actions of shape \(2,\), float64"),
+        ([float("nan"), 0.0], r"actions of shape \(2,\), float64"),
+        ([[0], [0, 1]], "actions of shape"),
+        (["0", "1"], "actions of shape"),
+        ([2**70, 0], "actions of shape"),
+        (None, "actions of shape"),
+        ([0, 17], r"actions\[1\]=17: expected a whole number from 0 to 16"),
+        ([-1, 0], r"actions\[0\]=-1: expected a whole number from 0 to 16"),
+        (np.array([0, 2**63], np.uint64), r"actions\[1\]=9223372036854775808: expected"),
+    ],
+)
+def test_vector_takes_whole_numbers_in_the_space_alone(
+    make_vector: MakeVector, actions: Any, expected: str
+) -> None:
+    vector = make_vector(2)
+    vector.reset(seed=0)
+    with pytest.raises(UserError, match=rf"^{expected}"):
+        vector.step(actions)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"num_envs": "2"}, "num_envs='2': expected a whole number from 1 to 65536"),
+        ({"num_envs": 2.0}, "num_envs=2.0: expected a whole number"),
+        ({"num_envs": 10**9}, "num_envs=1000000000: expected a whole number from 1 to 65536"),
+        ({"threads": 1.5}, "threads=1.5: expected a whole number"),
+        ({"group": None}, "group=None: expected a whole number"),
+        ({"copy": "no"}, "copy='no': expected true or false"),
+        ({"autoreset_mode": None}, "autoreset_mode=None: known: Disabled, NextStep, SameStep"),
+    ],
+)
+def test_vector_refuses_arguments_of_another_type(
+    scenario: ScenarioSpec, options: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        PoolVectorEnv(scenario=scenario, **options)
+    assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", -1, np.int32(-2), [0, "a"], [1.5, 2], [0, -1]])
+def test_batches_refuse_seeds_that_are_no_whole_numbers(
+    make_vector: MakeVector, make_vec: MakeVec, seed: Any
+) -> None:
+    with pytest.raises(UserError, match=r"^seed=.*: expected a whole number of 0 or more"):
+        make_vector(2).reset(seed=seed)
+    with pytest.raises(UserError, match=r"^seed=.*: expected a whole number of 0 or more"):
+        make_vec(2).seed(seed)
+
+
+def test_batches_take_numpys_numbers_as_seeds(make_vector: MakeVector) -> None:
+    vector = make_vector(2)
+    expected, _ = vector.reset(seed=3)
+    for seed in (np.int64(3), np.uint8(3), np.array([3, 4]), (3, 4)):
+        assert same(vector.reset(seed=seed)[0], expected)
 
 
 def test_vec_env_closes_an_episode_as_sb3_expects(make_vec: MakeVec) -> None:
