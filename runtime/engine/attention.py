@@ -67,9 +67,9 @@ class AttentionBatch:
             assert 0 < new <= context <= len(table) * block
             slots += [table[p // block] * block + p % block for p in range(context - new, context)]
         return cls(
-            placed(padded(ids), torch.int32, device) if last is None else last.block_tables,
-            placed(context_tokens, torch.int32, device),
-            placed(slots, torch.int64, device),
+            placed(padded(ids), np.int32, device) if last is None else last.block_tables,
+            placed(context_tokens, np.int32, device),
+            placed(slots, np.int64, device),
             block,
             max(new_tokens),
             max(context_tokens),
@@ -86,9 +86,9 @@ def padded(tables: Sequence[Sequence[int]]) -> list[list[int]]:
     return [[*table, *[table[0]] * (most - len(table))] for table in tables]
 
 
-def placed(values: Sequence[object], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def placed(values: object, dtype: type[np.integer], device: torch.device | str) -> Tensor:
     """A tensor on the device; the host does not wait for the copy."""
-    tensor = torch.tensor(values, dtype=dtype)
+    tensor = torch.from_numpy(np.array(values, dtype))
     return tensor if str(device) == "cpu" else tensor.to(device, non_blocking=True)
 
 
@@ -154,7 +154,7 @@ def stored_rows(batch: AttentionBatch, stride: int) -> Tensor:
         at = (batch.slot_mapping // block) * stride + batch.slot_mapping % block
         return torch.cat([at, at + block])
     rows = [slot // block * stride + slot % block for slot in batch.slot_mapping.tolist()]
-    return torch.tensor([*rows, *[row + block for row in rows]])
+    return placed([*rows, *[row + block for row in rows]], np.int64, "cpu")
 
 
 def reference(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,9 +87,9 @@ class Inputs:
         ends = [live.cached + count for live, count in zip(lives, counts, strict=True)]
         spans = [(live.cached, end) for live, end in zip(lives, ends, strict=True)]
         tokens = [t for live, (a, b) in zip(lives, spans, strict=True) for t in live.tokens[a:b]]
-        self.tokens = placed(tokens, torch.int64, device)
+        self.tokens = placed(tokens, np.int64, device)
         positions = [p for a, b in spans for p in range(a, b)]
-        self.positions = placed(positions, torch.int64, device)
+        self.positions = placed(positions, np.int64, device)
         self.batch = AttentionBatch.of(tables, counts, ends, block=block, device=device, last=last)
         self.rows: Tensor | None = None  # the last new token of each request
         if len(tokens) > len(lives):
@@ -96,4 +97,4 @@ class Inputs:
             for count in counts:
                 at += count
                 rows.append(at)
-            self.rows = placed(rows, torch.int64, device)
+            self.rows = placed(rows, np.int64, device)
