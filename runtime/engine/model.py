@@ -162,6 +162,7 @@ class Shell:
         self.context = int(getattr(self.config, "max_position_embeddings", 1 << 62))
         self.stop_tokens = stop_tokens(self.config)
         self.step = Step()
+        self._direct = attention == ATTENTION  # parts found without torch's slow way to attributes
         self._model = self._build(attention)
         self._names = self._parameter_names()
         self.bound: Hashable = None  # which weights it computes with
@@ -173,7 +174,8 @@ class Shell:
                 self.config, dtype=self.dtype, attn_implementation=attention
             )
         for module in model.modules():
-            module.__dict__.update(module._modules)  # found without torch's slow way to attributes
+            if self._direct:
+                module.__dict__.update(module._modules)
             if hasattr(module, "layer_idx"):
                 module.step = self.step
             lost = [name for name, b in module.named_buffers(recurse=False) if b.is_meta]
@@ -219,7 +221,9 @@ class Shell:
         for view, (_, holders) in zip(self._views[key], self._names, strict=True):
             parameter = nn.Parameter(view, requires_grad=False)
             for module, name in holders:
-                module._parameters[name] = module.__dict__[name] = parameter
+                module._parameters[name] = parameter
+                if self._direct:
+                    module.__dict__[name] = parameter
         self.bound = key
 
     def _find(self, names: Sequence[str], views: Mapping[str, Tensor]) -> Tensor:
