@@ -21,7 +21,7 @@ from runtime.engine.plan import Ending, Plan
 from runtime.engine.sampling import Sampling
 
 STEPS = 10
-WINDOW = 120  # turns between looks at what they leave in memory
+WINDOW = 60  # turns between looks at what they leave in memory
 ONE_STEP = 1e-9  # a quota that ends with its first step
 
 
