@@ -60,7 +60,15 @@ def blob_from_safetensors(folder: Path | str, dtype: str | None = None) -> Blob:
                 f"{path}: {len(names)} tensors are {kind.removesuffix('_keys')}, {names[0]} first: "
                 "expected those of its config.json"
             )
-    return blob_of(model)
+    return blob_of(model, _with_stop_tokens(model))
+
+
+def _with_stop_tokens(model: Any) -> dict[str, Any]:
+    """The config, its end-of-sequence tokens those at which `generate` stops: chat models name
+    more of them in generation_config.json."""
+    config: dict[str, Any] = model.config.to_dict()
+    stops = model.generation_config.eos_token_id
+    return config if stops is None else config | {"eos_token_id": stops}
 
 
 def blob_from_gguf(file: Path | str, dtype: str = "bfloat16") -> Blob:

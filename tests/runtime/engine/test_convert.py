@@ -17,6 +17,7 @@ from transformers import (
 
 from runtime.engine.blob import open_blob
 from runtime.engine.convert import blob_from_gguf, blob_from_safetensors, smollm2_blob, smollm2_file
+from runtime.engine.model import read_config, stop_tokens
 from runtime.errors import UserError
 
 SIZES = {
@@ -60,6 +61,17 @@ def test_safetensors_arrive_whole_under_the_models_names(name, tmp_path):
     expected = model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(("stops", "expected"), [([2, 7], {2, 7}), (5, {5}), (None, {2})])
+def test_safetensors_end_where_generate_ends(checkpoint, stops, expected):
+    path = checkpoint / "generation_config.json"
+    if stops is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps({"eos_token_id": stops}))
+    blob = blob_from_safetensors(checkpoint)
+    assert stop_tokens(read_config(blob.index.config)) == expected
 
 
 def test_safetensors_are_converted_to_the_dtype_asked_for(checkpoint):
