@@ -54,6 +54,7 @@ def measure(spec: BenchSpec) -> dict[str, Any]:
         name: random_model(spec.model, getattr(torch, spec.dtype_name), device.torch, spec.seed + i)
         for i, name in enumerate("abc")
     }
+    check_context(spec, blobs["a"].index.config.get("max_position_embeddings", 2048))
     prompts = draw_prompts(spec, blobs["a"].index.config["vocab_size"])
     row: dict[str, Any] = facts(spec, device, blobs["a"])
     copied = max(blobs["a"].nbytes, SWITCH_BYTES)
@@ -79,6 +80,14 @@ def facts(spec: BenchSpec, device: Device, blob: Blob) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "weight_bytes": blob.nbytes,
     }
+
+
+def check_context(spec: BenchSpec, context: int) -> None:
+    if spec.prompt_tokens + spec.tokens > context:
+        raise UserError(
+            f"engine.prompt_tokens={spec.prompt_tokens} and engine.tokens={spec.tokens}: expected "
+            f"together at most {context}, the context of {spec.model}"
+        )
 
 
 def draw_prompts(spec: BenchSpec, vocab: int) -> list[tuple[int, ...]]:

@@ -27,6 +27,9 @@ class BenchSpec:
         for name in ("prompt_tokens", "tokens", "runs"):
             if getattr(self, name) < (2 if name == "tokens" else 1):
                 raise UserError(f"engine.{name}={getattr(self, name)}: expected more")
+        for name in ("threads", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"engine.{name}={getattr(self, name)}: expected 0 or more")
         if not self.batches or min(self.batches) < 1:
             raise UserError(f"engine.batches={list(self.batches)}: expected sizes of at least 1")
         if self.dtype and self.dtype not in DTYPES:

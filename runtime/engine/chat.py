@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,24 +95,28 @@ def opened_chat(
     """A chat with this many variants of SmolLM2 on two weight slots."""
     from transformers import AutoTokenizer
 
+    if not quota_s >= 0:
+        raise UserError(f"--quota {quota_s}: expected 0 seconds or more")
     dtype = "float32" if device_name == "cpu" else "bfloat16"
     labels = [f"smollm2-{chr(ord('a') + i)}.{dtype}" for i in range(models)]
-    folders = {label: smollm2_blob(folder, label, dtype) for label in labels}
-    tokenizers: dict[str, Any] = {
-        name: AutoTokenizer.from_pretrained(path, local_files_only=True)
-        for name, path in folders.items()
-    }
-    device = open_device(device_name)
-    cache = HostCache(folder, models << 30, device)
-    indexes = {name: cache.index(name) for name in labels}
-    try:
-        with opened_engine(
-            device, cache, indexes, kv_bytes=256 << 20, slots=min(models, 2), tokenizers=tokenizers
-        ) as engine:
-            yield Chat(engine, tokenizers, quota_s)
-    finally:
-        cache.close()
-        device.close()
+    with ExitStack() as opened:
+        device = open_device(device_name)
+        opened.callback(device.close)
+        folders = {label: smollm2_blob(folder, label, dtype) for label in labels}
+        keys: Any = {"local_files_only": True, "trust_remote_code": False}
+        tokenizers: dict[str, Any] = {
+            name: AutoTokenizer.from_pretrained(path, **keys) for name, path in folders.items()
+        }
+        cache = HostCache(folder, models << 30, device)
+        opened.callback(cache.close)
+        indexes = {name: cache.index(name) for name in labels}
+        slots = min(models, 2)
+        engine = opened.enter_context(
+            opened_engine(
+                device, cache, indexes, kv_bytes=256 << 20, slots=slots, tokenizers=tokenizers
+            )
+        )
+        yield Chat(engine, tokenizers, quota_s)
 
 
 def printer(models: int) -> Say:
@@ -147,12 +151,20 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(str(error))
 
 
+def asked() -> str:
+    """A line of standard input; empty at its end."""
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
 def talk(chat: Chat, prompt: str, tokens: int) -> None:
     """Answer one prompt, or lines from standard input with what was said before."""
     messages: list[dict[str, str]] = []
     is_single = bool(prompt)
     while prompt or not is_single:
-        prompt = prompt or input("> ").strip()
+        prompt = prompt or asked()
         if not prompt:
             return
         messages.append({"role": "user", "content": prompt})

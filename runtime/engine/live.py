@@ -18,7 +18,17 @@ from runtime.engine.text import TextStream, Tokenizer
 class Live:
     """Grows token by token; `cached` of its tokens have KV."""
 
-    __slots__ = ("_limit", "_stop", "cached", "chance", "has_kv", "request", "text", "tokens")
+    __slots__ = (
+        "_limit",
+        "_stop",
+        "cached",
+        "chance",
+        "ending",
+        "has_kv",
+        "request",
+        "text",
+        "tokens",
+    )
 
     def __init__(
         self,
@@ -34,6 +44,7 @@ class Live:
         self.tokens = [*request.prompt, *request.output]
         self.cached = 0
         self.has_kv = False  # the arena knows it
+        self.ending: Ending | None = None  # its last token is there
         self._limit = min(len(request.prompt) + request.max_tokens, context)
         own = frozenset() if request.ignore_eos else stop_tokens
         self._stop = own | request.stop_tokens
@@ -61,6 +72,10 @@ class Live:
     def append(self, token: int) -> Ending | None:
         """Its next token; whether and why that was its last."""
         self.tokens.append(token)
+        self.ending = self._ended(token)
+        return self.ending
+
+    def _ended(self, token: int) -> Ending | None:
         if token in self._stop:
             return Ending.STOP
         if self.text is not None:

@@ -76,6 +76,9 @@ class Turn:
         """Take in who joined, who was cancelled, whose KV has come."""
         if self._take_joined():
             self._start_moves()
+        for live in self._left():
+            if live.ending is not None:  # its turn was given up before it could say so
+                yield self._finish(live, live.ending)
         for name in drained(self.engine.inbox.cancelled):
             if name in self.engine.lives:
                 yield self._finish(self.engine.lives[name], Ending.CANCELLED)

@@ -27,11 +27,20 @@ def test_bench_reports_switches_copies_and_decode_beside_generate(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"runs": 0}, {"tokens": 1}, {"batches": ()}, {"batches": (0,)}, {"dtype": "int8"}]
+    "keys",
+    [
+        *({"runs": 0}, {"tokens": 1}, {"batches": ()}, {"batches": (0,)}, {"dtype": "int8"}),
+        *({"threads": -1}, {"seed": -1}),
+    ],
 )
 def test_bench_refuses_what_it_cannot_measure(keys):
     with pytest.raises(UserError, match=f"engine.{next(iter(keys))}"):
         BenchSpec(**keys)
+
+
+def test_bench_refuses_prompts_and_answers_beyond_the_context():
+    with pytest.raises(UserError, match="at most 2048, the context of tiny"):
+        bench.check_context(BenchSpec(model="tiny", prompt_tokens=2040, tokens=30), 2048)
 
 
 def test_bench_names_the_nearest_shape():

@@ -1,12 +1,14 @@
 """Several models answer by turns what each would answer alone."""
 
+import io
 from importlib.util import find_spec
 
 import pytest
 from engine_rig import engine_of
 from tiny_models import tiny_model
 
-from runtime.engine.chat import Chat, opened_chat
+from runtime.engine.chat import Chat, opened_chat, talk
+from runtime.errors import UserError
 
 QUESTION = [{"role": "user", "content": "7 8 9"}]
 
@@ -52,3 +54,15 @@ def test_a_real_model_answers_a_question_offline(tmp_path):
         answer = chat.ask(question, 24, lambda model, piece: pieces.append(piece))
     assert "Paris" in next(iter(answer.values()))
     assert len(pieces) > 1
+
+
+def test_a_chat_ends_with_its_input(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    talk(Chat(None, {}, 1.0), "", 4)
+
+
+@pytest.mark.parametrize(("device", "quota_s"), [("tpu", 1.0), ("cpu", float("nan"))])
+def test_a_chat_that_cannot_be_is_refused_before_anything_is_converted(tmp_path, device, quota_s):
+    with pytest.raises(UserError), opened_chat(tmp_path, 1, device, quota_s):
+        pass
+    assert not list(tmp_path.iterdir())

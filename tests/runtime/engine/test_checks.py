@@ -238,3 +238,15 @@ def test_kv_too_small_for_a_block_is_refused(llama):
             pass
 
     refused(small, "engine.host_kv_bytes")
+
+
+def test_a_request_whose_turn_was_given_up_at_its_last_token_gets_no_more(llama):
+    with engine_of({"m": llama}) as engine:
+        engine.submit(ask("x", "m", PROMPT, 1, ignore_eos=True))
+        for event in engine.run_turn(Plan(model="m", prefill=("x",))):
+            if event.kind is EventKind.PREFILLED:
+                break
+        del event
+        events = turn(engine, "m", batch=("x",))
+        assert not tokens_of(events)
+        assert [e.ending for e in events if e.kind is EventKind.FINISHED] == [Ending.LENGTH]
