@@ -20,6 +20,7 @@ CASES = {
     "sinks": {"sinks": True, "splits": 2},
     "odd_size": {"size": 24},
     "no_sharing": {"share": 1, "key_heads": 3},
+    "all_at_once": {"window": 70, "softcap": 0.5, "sinks": True, "splits": 4, "size": 24},
     "half": {"dtype": "float16", "splits": 2},
 }
 
