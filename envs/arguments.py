@@ -27,14 +27,14 @@ def flag_of(name: str, value: Any) -> bool:
     raise UserError(f"{name}={value!r}: expected true or false")
 
 
-def quotas_of(value: Any) -> tuple[float, ...]:
+def quotas_of(value: Any, name: str = "quotas_s") -> tuple[float, ...]:
     """One or more quotas of a turn, s. Raises UserError."""
     is_list = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
     if is_list and len(value) and all(map(_is_quota, value)):
         return tuple(map(float, value))
     shown = list(value) if is_list else value
     raise UserError(
-        f"quotas_s={shown!r}: expected a list of one or more, each over 0 s"
+        f"{name}={shown!r}: expected a list of one or more, each over 0 s"
         f" ({SHORTEST_S:g} to {LONGEST_S:g})"
     )
 

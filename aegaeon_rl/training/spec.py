@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import inf
 
+from envs.arguments import quotas_of
 from runtime.core import check_within
 from runtime.errors import UserError
 
@@ -94,8 +95,7 @@ class TrainSpec:
                 f"train.train_share={self.train_share}, validation_share={self.validation_share}:"
                 " expected positive shares that leave time to hold out"
             )
-        if not self.quotas_s or min(self.quotas_s) <= 0:
-            raise UserError(f"train.quotas_s={list(self.quotas_s)}: expected positive seconds")
+        quotas_of(self.quotas_s, "train.quotas_s")
 
     @property
     def shares(self) -> tuple[float, float]:

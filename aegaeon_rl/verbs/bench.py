@@ -16,6 +16,7 @@ from aegaeon_rl.evaluation.sizing import pool_of_size
 from aegaeon_rl.policies.registry import make_policy
 from aegaeon_rl.verbs.common import RunSection, chosen_folder, console, run_folder
 from aegaeon_rl.verbs.env_speed import bench_env
+from envs.arguments import MOST
 from envs.scenario import ScenarioSpec
 from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.run import Run, run
@@ -73,6 +74,8 @@ class Config:
         for name in (*counts, "repeat", "runs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.pools > MOST:
+            raise UserError(f"pools={self.pools}: expected at most {MOST}")
         if self.seed < 0:
             raise UserError(f"seed={self.seed}: expected 0 or more")
         if self.stream and (self.repeat > 1 or self.threads > 1 or self.bench is Bench.ENV):

@@ -38,8 +38,13 @@ AMOUNTS = ("learning_rate", "horizon_s", "clip", "scale", "shortest_s")
         ({"train_share": 1.0}, "train.train_share=1.0"),
         ({"validation_share": 0.0}, "validation_share=0.0: expected positive shares"),
         ({"train_share": 0.8}, "that leave time to hold out"),
-        ({"quotas_s": ()}, r"train.quotas_s=\[\]: expected positive seconds"),
-        ({"quotas_s": (0.1, 0.0)}, r"train.quotas_s=\[0.1, 0.0\]: expected positive seconds"),
+        ({"quotas_s": ()}, r"train.quotas_s=\[\]: expected a list of one or more"),
+        ({"quotas_s": (1e-12,)}, r"train.quotas_s=\[1e-12\]: expected a list of one or more"),
+        ({"quotas_s": (1e30,)}, r"train.quotas_s=\[1e\+30\]: expected a list of one or more"),
+        (
+            {"quotas_s": (0.1, 0.0)},
+            r"train.quotas_s=\[0.1, 0.0\]: expected a list of one",
+        ),
     ],
 )
 def test_spec_refuses_by_key_and_value(changes: dict[str, Any], expected: str) -> None:

@@ -84,6 +84,7 @@ def test_a_trace_is_benched_repeated_or_streamed(cli: Callable[..., Any], tmp_pa
     ("arguments", "message"),
     [
         *(([f"{name}=0"], f"{name}=0: expected at least 1") for name in COUNTS),
+        (["bench=env", "pools=1000000000"], "pools=1000000000: expected at most 65536"),
         (["seed=-1"], "seed=-1: expected 0 or more"),
         (["policies=[indx]"], "policies='indx'"),
         (["gpus=1"], "policy aegaeon: pool h100x16:1 has 1 instance, expected 2 or more"),
