@@ -102,6 +102,8 @@ def blob_from_gguf(file: Path | str, dtype: str = "bfloat16") -> Blob:
 def save_tokenizer(source: Path | str, folder: Path | str) -> None:
     """Put the tokenizer of a checkpoint folder or a GGUF file beside a blob."""
     path = Path(source)
+    if not path.exists():
+        raise UserError(f"{path}: does not exist; expected a checkpoint's folder or a GGUF file")
     from transformers import AutoTokenizer
 
     with _reading(path):

@@ -16,7 +16,13 @@ from transformers import (
 )
 
 from runtime.engine.blob import open_blob
-from runtime.engine.convert import blob_from_gguf, blob_from_safetensors, smollm2_blob, smollm2_file
+from runtime.engine.convert import (
+    blob_from_gguf,
+    blob_from_safetensors,
+    save_tokenizer,
+    smollm2_blob,
+    smollm2_file,
+)
 from runtime.engine.model import read_config, stop_tokens
 from runtime.errors import UserError
 
@@ -225,3 +231,7 @@ def test_smollm2_blob_gives_the_logits_of_transformers_own_reading(tmp_path):
         assert torch.equal(ours(ids).logits, theirs(ids).logits)
         answer = ours.generate(ids, max_new_tokens=12, do_sample=False)
     assert "Hello" in tokenizer.decode(answer[0, ids.shape[1] :])
+
+
+def test_a_tokenizer_of_nowhere_is_refused(tmp_path):
+    refused(lambda: save_tokenizer(tmp_path / "absent", tmp_path), "absent: does not exist")
