@@ -131,6 +131,15 @@ def test_turn_that_prefills_is_not_stopped(hand_pool: Any) -> None:
     assert stop(pool, 0) == Outcome.REFUSED
 
 
+def test_arrival_that_may_not_join_the_turn_of_its_model_asks_nothing(hand_pool: Any) -> None:
+    pool = decoding(hand_pool, 1)
+    pool.arrive(1)
+    pool.start(1, 1, quota_ns=QUOTA_NS, joins=0)
+    pool.prefill(1)
+    come(pool, 1)
+    assert pool.decision()[0] in (DecisionKind.NONE, DecisionKind.PREFETCH)
+
+
 def test_arrival_asks_once_and_only_in_its_instant(hand_pool: Any) -> None:
     pool = decoding(hand_pool)
     come(pool)
