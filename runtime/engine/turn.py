@@ -190,9 +190,10 @@ class Turn:
         return call if call.lives else None
 
     def _has_room(self, live: Live) -> bool:
-        if live.has_kv:
-            return True
         try:
+            if live.has_kv:
+                self.kv.extend(live.request.id, len(live.tokens))
+                return True
             self.kv.allocate(live.request.id, len(live.tokens), self.served.spec)
         except KvFullError:
             return False

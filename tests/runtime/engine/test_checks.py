@@ -190,6 +190,10 @@ def test_a_prefill_that_was_stopped_is_handed_over_as_far_as_it_came(llama):
         refused(lambda: engine.submit(request, foreign), "blocks of")
         refused(lambda: engine.submit(request, record._replace(tokens=99)), "99 tokens")
         engine.submit(request, record)
+        for event in engine.run_turn(Plan(model="m", incoming=("x",), prefill_chunk_tokens=7)):
+            if event.kind is EventKind.PREFILLED:
+                engine.stop()
+        engine.check_integrity()
         found = tokens_of(turn(engine, "m", incoming=("x",)))["x"]
         assert found == alone(llama, list(range(5, 45)), 4)
 
