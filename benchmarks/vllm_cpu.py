@@ -61,9 +61,7 @@ def theirs(folder: Path) -> dict[str, float]:
     model: Any = LLM(
         str(folder), skip_tokenizer_init=True, dtype="float32", max_model_len=512, max_num_seqs=8
     )
-    sampling = SamplingParams(
-        temperature=0.0, max_tokens=TOKENS, ignore_eos=True, detokenize=False
-    )
+    sampling = SamplingParams(temperature=0.0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
     asked = [{"prompt_token_ids": prompt} for prompt in prompts(config["vocab_size"])]
     return {
         str(b): rate(b, lambda b=b: model.generate(asked[:b], sampling, use_tqdm=False))
