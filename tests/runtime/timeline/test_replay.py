@@ -220,6 +220,7 @@ def test_moves_and_loads_ahead_are_there(recordings: Any) -> None:
     shown = recordings["aegaeon"].timeline
     counts = {kind: len(shown.of(kind)) for kind in SpanKind}
     assert counts.pop(SpanKind.DOWN) == 0
+    assert counts.pop(SpanKind.INTERRUPT) == 0
     assert all(counts.values())
     moved_in, moved_out = shown.of(SpanKind.KV_IN), shown.of(SpanKind.KV_OUT)
     assert moved_in["n"].sum() == moved_out["n"].sum() > 0
