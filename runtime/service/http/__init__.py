@@ -1,0 +1,1 @@
+"""The HTTP side: an OpenAI-compatible API in a process of its own, beside the controller."""

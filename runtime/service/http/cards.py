@@ -1,0 +1,72 @@
+"""What the HTTP side knows of a model: its name, its tokenizer, how long its context is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from runtime.errors import nearest
+from runtime.service.http.errors import ApiError, printable
+
+
+class ChatTokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    @property
+    def chat_template(self) -> Any: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str: ...
+
+    def apply_chat_template(
+        self, conversation: Any, *, add_generation_prompt: bool, return_dict: bool
+    ) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A model that may be asked. `vocab`: token ids are below it."""
+
+    name: str
+    tokenizer: ChatTokenizer
+    context_tokens: int
+    vocab: int
+    created: int = 0  # seconds since 1970
+
+    def check_prompt(self, prompt: Sequence[int], most: int) -> None:
+        """Raises ApiError where a prompt leaves no room for one token or is no text of ours."""
+        if not prompt:
+            raise ApiError(400, "prompt: is empty: expected 1 token at least", param="prompt")
+        limit = min(most, self.context_tokens - 1)
+        if len(prompt) > limit:
+            raise self._too_long(f"the prompt has {len(prompt)} tokens: expected {limit} at most")
+        if not 0 <= min(prompt) <= max(prompt) < self.vocab:
+            wrong = next(token for token in prompt if not 0 <= token < self.vocab)
+            reason = f"prompt: token {wrong}: {self.name} has 0 to {self.vocab - 1}"
+            raise ApiError(400, reason, param="prompt")
+
+    def output_limit(self, prompt_tokens: int, asked: int | None) -> int:
+        """How many tokens may come: all that fit where nothing was asked."""
+        room = self.context_tokens - prompt_tokens
+        if asked is None:
+            return room
+        if asked > room:
+            raise self._too_long(
+                f"{prompt_tokens} tokens of prompt and max_tokens={asked} are beyond the "
+                f"{self.context_tokens} of this model"
+            )
+        return asked
+
+    def _too_long(self, reason: str) -> ApiError:
+        return ApiError(400, reason, param="prompt", code="context_length_exceeded")
+
+
+def card_of(cards: Mapping[str, Card], name: str) -> Card:
+    """The card of a model. Raises ApiError (404) with the nearest name."""
+    card = cards.get(name)
+    if card is None:
+        reason = f"model {printable(name)[:80]!r} does not exist: {nearest(name[:80], cards)}"
+        raise ApiError(404, reason, param="model", code="model_not_found")
+    return card
