@@ -18,6 +18,16 @@ def _lazy(module: str, factory: str) -> Callable[[], Policy]:
     return make
 
 
+def _variant(factory: str, base: str) -> Callable[[], Policy]:
+    def make() -> Policy:
+        policy: Policy = getattr(import_module("aegaeon_rl.policies.variants"), factory)(
+            make_policy(base)
+        )
+        return policy
+
+    return make
+
+
 def _shipped() -> Policy:
     with as_file(files("aegaeon_rl.policies") / "data" / "learned.npz") as path:
         return Learned.load(path)
@@ -36,14 +46,21 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "learned": _shipped,
 }
 
+VARIANTS: dict[str, Callable[[], Policy]] = {  # opponents by physics, and bounds
+    "autoscaled": _variant("autoscaled", "fcfs"),
+    "vllm_sleep": _variant("vllm_sleep", "fcfs"),
+    "index_free_switches": _variant("free_switches", "index"),
+    "index_known_switches": _variant("known_switches", "index"),
+}
+
 
 def make_policy(name: str, key: str = "policies") -> Policy:
     """A policy by name, or a trained one by its folder (or the folder's weights.npz).
 
     Raises UserError that names `key`, with the nearest name.
     """
-    if name in POLICIES:
-        return POLICIES[name]()
+    if name in POLICIES or name in VARIANTS:
+        return (POLICIES | VARIANTS)[name]()
     path = Path(name)
     if path.is_dir():
         path = path / FILE

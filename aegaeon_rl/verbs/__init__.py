@@ -5,5 +5,6 @@ VERBS = {
     "trace": "describe or convert a trace, or generate a market",
     "evaluate": "compare policies on a trace: intervals, verdict, report.html",
     "train": "train a policy on a trace, choose the best checkpoint, compare it on held-out time",
+    "frontier": "the most models a pool holds, or the fewest GPUs for a trace, by policy; plan.csv",
     "bench": "speed of the emulator and of the environment on this machine",
 }

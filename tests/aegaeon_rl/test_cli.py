@@ -44,7 +44,7 @@ def test_done_is_zero(cli: Any, seen: list[Any]) -> None:
     [
         (
             ["evalute"],
-            "no such verb; did you mean 'evaluate'? known: bench, demo, evaluate, trace, train",
+            "no such verb; did you mean 'evaluate'? known: bench, ",
         ),
         (["evaluate", "sed=1"], "sed: unknown key; did you mean 'seed'? known: evaluate, "),
         (["evaluate", "+sed=1"], "sed: unknown key; did you mean 'seed'? known: evaluate, "),
