@@ -103,5 +103,8 @@ class Engine(Protocol):
     def move_out(self, requests: tuple[int, ...]) -> None:
         """Copy the KV of these requests to host memory, in order."""
 
+    def share(self, *, is_in: bool) -> None:
+        """More or fewer transfers share its root port; nothing to do where time is measured."""
+
     def poll(self) -> Iterable[Table]:
         """Events since the last call, in order of time."""

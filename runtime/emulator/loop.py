@@ -141,6 +141,7 @@ def _fire(sim: Sim, time_ns: int, kind: int, index: int) -> None:
     event.id, event.tag, event.n, event.quota_ns = NONE, NONE, 0, 0
     event.instance, event.model, event.request = NONE, NONE, NONE
     event.x, event.y, event.phases, event.joins, event.is_fallback = 0.0, 0.0, 0, 0, 0
+    event.goes_on = 0
     if kind == EventKind.ARRIVAL:
         _arrive(sim, index)
         return

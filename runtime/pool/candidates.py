@@ -329,7 +329,7 @@ def pose(state: State, kind: int, index: int, event: Record) -> None:
     event.time_ns = state.pool[0].now_ns
     event.id, event.n, event.tag, event.quota_ns = NONE, 0, NONE, FOREVER_NS
     event.x, event.y, event.model, event.request, event.instance = 0.0, 0.0, NONE, NONE, index
-    event.phases, event.joins, event.is_fallback = Phases.BOTH, 1, 0
+    event.phases, event.joins, event.is_fallback, event.goes_on = Phases.BOTH, 1, 0, 0
     event.kind = EventKind.IDLE
     if kind == DecisionKind.PREFETCH:
         event.kind = EventKind.PREFETCH

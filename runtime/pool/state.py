@@ -232,6 +232,7 @@ EVENT = np.dtype(
         ("phases", "i8"),
         ("joins", "i8"),
         ("is_fallback", "i8"),  # the answer came from the fallback, not from the policy
+        ("goes_on", "i8"),  # STEPS: the next step has begun, what changed meanwhile waits
     ],
     align=True,
 )

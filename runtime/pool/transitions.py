@@ -82,7 +82,7 @@ def _dispatch(state: State, event: Record) -> int:
     pool = state.pool[0]
     pool.now_ns = max(pool.now_ns, event.time_ns)
     if kind == EventKind.STEPS:
-        return _steps(state, g, event.n, event.x, event.y)
+        return _steps(state, g, event.n, event.x, event.y, event.goes_on)
     if kind == EventKind.FINISHED:
         return _finished(state, event.request)
     if kind == EventKind.TURN_ENDED:
@@ -296,7 +296,9 @@ def _prefilled(state: State, g: int, n: int, seconds: float) -> int:
 
 
 @inner
-def _steps(state: State, g: int, k: int, x: float, y: float) -> int:
+def _steps(state: State, g: int, k: int, x: float, y: float, goes_on: int) -> int:
+    """k steps of the batch; where the run `goes_on`, only tokens and memory are counted: what else
+    has changed takes effect at the boundary that ends it."""
     inst, requests = state.instances[g], state.requests
     model = state.models[inst.model]
     duration, step_ns = curve_ns(x, y, k), curve_ns(x, y, 1)
@@ -324,6 +326,10 @@ def _steps(state: State, g: int, k: int, x: float, y: float) -> int:
     if k > 1:
         count_gaps(state.gaps, x + y, y, k - 1, size)
     inst.batch_context_tokens += k * size
+    if goes_on != 0:
+        inst.stage_ns = state.pool[0].now_ns
+        yield_to_growth(state, g)
+        return Outcome.OK
     welcome(state, g)
     _drop_cancelled(state, g)
     yield_to_growth(state, g)

@@ -244,6 +244,10 @@ class ScriptedEngine:
         took = 0 if self.spec.kv_out_free else int(np.ceil(seconds * 1e9))
         self.way_out.begin(Flow(EventKind.KV_OUT_DONE, self.g, took, 1.0, self.pool.now_ns))
 
+    def share(self, *, is_in: bool) -> None:
+        way = self.way_in if is_in else self.way_out
+        way.share(list(way.flows.values()), self.pool.now_ns)
+
     def fail(self, now_ns: int) -> None:
         """All on the device is gone, and so is what was pending."""
         self.pool.clock.drop((self.g, "compute"))
@@ -739,9 +743,7 @@ class ScriptedPool:
             elif command == Command.MOVE_OUT:
                 self.engines[index].move_out(self.outgoing(index))
             elif command in (Command.SHARE_IN, Command.SHARE_OUT):
-                engine = self.engines[index]
-                way = engine.way_in if command == Command.SHARE_IN else engine.way_out
-                way.share(list(way.flows.values()), self.now_ns)
+                self.engines[index].share(is_in=command == Command.SHARE_IN)
             else:
                 self._keep(index)
                 release(self.state, index)

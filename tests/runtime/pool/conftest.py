@@ -84,6 +84,7 @@ class HandPool:
         now_ns = int(self.state.pool["now_ns"][0])
         plain |= {"n": 0, "quota_ns": 1 << 62, "phases": 3, "joins": 1, "x": 0.0, "y": 0.0}
         plain |= {"time_ns": now_ns if at_s is None else round(at_s * NS), "is_fallback": 0}
+        plain["goes_on"] = 0
         for name, value in (plain | {"kind": kind} | fields).items():
             event[name] = value
         return self.apply_record(self.event)

@@ -158,6 +158,14 @@ class Machine(RuleBasedStateMachine):
             Stage.ENDING: EventKind.TURN_ENDED,
         }.get(stage)
 
+    def go_on(self, g: int, seconds: float) -> None:
+        """One step of a run that is not over."""
+        at_s = max(self.pool.now_s, self.began_s[g] + seconds + 1e-9)
+        self.pool.apply(EventKind.STEPS, instance=g, n=1, x=seconds, at_s=at_s, goes_on=1)
+        self.pool.drain()
+        self.longest[g] -= 1
+        self.began_s[g] = self.pool.now_s
+
     def report(self, g: int, n: int, seconds: float, ends: int) -> None:
         """End the stage of g after `n` requests or steps; `ends` are the bits that finish."""
         kind = self.due(g)
@@ -230,6 +238,8 @@ class Machine(RuleBasedStateMachine):
             for g in range(2):
                 if self.due(g) is not None:
                     open_to.append(partial(self.report, g, move.n, move.seconds, move.ends))
+                if self.due(g) == EventKind.STEPS and self.longest[g] > 1:
+                    open_to.append(partial(self.go_on, g, move.seconds))
                 if self.overlapped(g):
                     open_to.append(partial(self.kv_in, g, move.n))
                 if self.leaving(g):

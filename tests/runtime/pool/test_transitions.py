@@ -299,3 +299,37 @@ def test_a_route_to_no_instance_sheds(hand_pool: Any) -> None:
     assert pool.routing() == []
     assert pool.state.nodes["host_kv_used_bytes"][0] == 0
     assert pool.drain()[-2:] == [(Command.RETIRE, served), (Command.RETIRE, fresh)]
+
+
+def test_a_run_that_goes_on_counts_tokens_and_leaves_the_rest_to_its_end(hand_pool: Any) -> None:
+    pool = hand_pool()
+    r, other = pool.arrive(0), pool.arrive(0)
+    pool.start(0, 0)
+    pool.prefill(0, 2)
+    joined = pool.arrive(0)
+    pool.apply(EventKind.CANCEL, request=other)
+    pool.apply(EventKind.STEPS, instance=0, n=1, x=0.01, at_s=pool.now_s + 0.01, goes_on=1)
+    assert pool.req(r)["emitted_tokens"] == pool.req(other)["emitted_tokens"] == 2
+    assert (pool.owned(0, BATCH), pool.owned(0, PREFILL)) == ([r, other], [joined])
+    assert (pool.stage(), pool.inst()["stage_ns"] / 1e9) == (Stage.DECODE, pool.now_s)
+    pool.steps(0, 1)
+    assert (pool.owned(0, BATCH), pool.stage()) == ([r], Stage.PREFILL)
+    assert phase(pool, other) == RequestPhase.CANCELLED
+
+
+def test_a_run_that_goes_on_takes_its_room_back_from_those_who_wait_to_join(
+    hand_pool: Any,
+) -> None:
+    pool = hand_pool(vram_bytes=420)  # room for 5 blocks of 4 tokens
+    r = pool.arrive(0, 4)
+    pool.start(0, 0)
+    pool.prefill(0)
+    pool.steps(0, 2)
+    joined = pool.arrive(0, 7)
+    assert pool.owned(0, PREFILL) == [joined]
+    for _ in range(6):
+        at_s = pool.now_s + 0.01
+        pool.apply(EventKind.STEPS, instance=0, n=1, x=0.01, at_s=at_s, goes_on=1)
+    held = -(-int(pool.req(r)["prompt_tokens"] + pool.req(r)["emitted_tokens"]) // 4)
+    assert pool.inst()["kv_used_bytes"] <= 320
+    assert held == 4
