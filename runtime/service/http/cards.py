@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from runtime.errors import nearest
 from runtime.service.http.errors import ApiError, printable
+from runtime.service.tokenizers import open_tokenizer
 
 
 class ChatTokenizer(Protocol):
@@ -23,6 +25,25 @@ class ChatTokenizer(Protocol):
     def apply_chat_template(
         self, conversation: Any, *, add_generation_prompt: bool, return_dict: bool
     ) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What the controller tells of a model. `path`: as in `ModelSource`, of its tokenizer here."""
+
+    path: str
+    context_tokens: int
+    vocab: int
+
+    def card(self, name: str) -> Card:
+        """Raises UserError where there is no tokenizer."""
+        return Card(
+            name=name,
+            tokenizer=open_tokenizer(self.path),
+            context_tokens=self.context_tokens,
+            vocab=self.vocab,
+            created=int(time.time()),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,7 +103,7 @@ class Front:
     ) -> list[Ask]:
         name: str = request.scope["request_id"]
         several = body.choices * len(prompts) > 1
-        asks = []
+        asks: list[Ask] = []
         for prompt in prompts:
             card.check_prompt(prompt, self.limits.prompt_tokens)
             limit = card.output_limit(len(prompt), max_tokens)

@@ -142,9 +142,10 @@ def read_keys(path: str | None) -> Keyring:
         return Keyring({})
     try:
         content = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"server.keys_file={path}: cannot be read: {reason}") from None
+    except OSError as error:
+        raise UserError(f"server.keys_file={path}: cannot be read: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError):  # its message would quote the line, key and all
+        raise UserError(f"server.keys_file={path}: cannot be read: expected YAML") from None
     if not isinstance(content, dict) or not content:
         raise UserError(f"server.keys_file={path}: expected NAME: {{key: sk-...}} at least once")
     clients: dict[bytes, Client] = {}

@@ -31,13 +31,6 @@ class Nothing(Struct, forbid_unknown_fields=True):
     pass
 
 
-class LoadBody(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """`path`: where a model that is not served yet is; None: it is, its weights come to memory."""
-
-    model: Name
-    path: str | None = None
-
-
 class ModelBody(Struct, forbid_unknown_fields=True):
     model: Name
 
@@ -64,7 +57,7 @@ class Operation(NamedTuple):
 OPERATIONS = (
     Operation("GET", "/admin/state", "state", summary="The pool's state"),
     Operation("GET", "/admin/models", "models", summary="Models and where their weights are"),
-    Operation("POST", "/admin/models/load", "load", LoadBody, "Bring a model to host memory"),
+    Operation("POST", "/admin/models/load", "load", ModelBody, "Bring a model to host memory"),
     Operation("POST", "/admin/models/unload", "unload", ModelBody, "Give its host memory up"),
     Operation("POST", "/admin/models/pin", "pin", PinBody, "Keep a model in host memory, or not"),
     Operation("GET", "/admin/policies", "policies", summary="Policies, and the one in charge"),

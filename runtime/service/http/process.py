@@ -10,12 +10,13 @@ import signal
 import socket
 from collections.abc import Iterator, Mapping
 
+import setproctitle
 import uvicorn
 import uvloop
 
 from runtime.errors import UserError
 from runtime.service.http.app import make_app
-from runtime.service.http.cards import Card
+from runtime.service.http.cards import Card, Offer
 from runtime.service.http.connection import Connection
 from runtime.service.http.front import Front
 from runtime.service.http.keys import read_keys
@@ -59,12 +60,14 @@ def url_of(listener: socket.socket) -> str:
 
 
 def run_http(
-    link: socket.socket, listener: socket.socket, server: ServerSpec, cards: Mapping[str, Card]
+    link: socket.socket, listener: socket.socket, server: ServerSpec, offers: Mapping[str, Offer]
 ) -> None:
-    """Serve until the controller closes its end of `link`; then those who wait get a 503, and the
-    process ends within 5 s. Signals are the controller's to handle."""
+    """Serve the models of `offers`, by name, until the controller closes its end of `link`; then
+    those who wait get a 503 and the process ends within 5 s. Signals are the controller's."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    setproctitle.setproctitle("aegaeon-rl http")
+    cards = {name: offer.card(name) for name, offer in offers.items()}
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(link, listener, server, cards))
 
