@@ -34,26 +34,36 @@ def decision_log(timeline: Timeline, journal: Table, models: Sequence[str]) -> p
     rows = rows[(at_ns >= timeline.start_ns) & (at_ns < timeline.end_ns)]
     answers = journal[rows]
     is_turn, is_route = answers["kind"] == EventKind.TURN, answers["kind"] == EventKind.ROUTE
-    return pa.table(
-        {
-            "decision": rows,
-            "time_s": answers["time_ns"] / NS,
-            "kind": named(answers["kind"], {kind: kind.name.lower() for kind in ANSWERS}),
-            "instance": present(answers["instance"]),
-            "request": nullable(answers["id"], is_route),
-            "model": named(models_of(timeline, answers, is_route), dict(enumerate(models))),
-            "phases": named(
-                np.where(is_turn, answers["phases"], NONE),
-                {phases: phases.name.lower() for phases in Phases},
-            ),
-            "quota_s": quota_s(answers["quota_ns"], is_turn),
-            "tag": present(answers["tag"]),
-            "joins": nullable(answers["joins"] != 0, is_turn),
-            "stops": nullable(answers["n"] != 0, answers["kind"] == EventKind.INTERRUPT),
-            "is_fallback": answers["is_fallback"] != 0,
-            **outcomes(timeline, rows, is_turn),
-        }
-    )
+    chosen = models_of(timeline, answers, is_route)
+    columns = answer_columns(answers, rows, chosen, models)
+    return pa.table({**columns, **outcomes(timeline, rows, is_turn)})
+
+
+def answer_columns(
+    answers: Table,
+    rows: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.int64],
+    models: Sequence[str],
+) -> dict[str, Any]:
+    """What the policy answered: EVENTs, their rows of the journal, the model of each."""
+    is_turn, is_route = answers["kind"] == EventKind.TURN, answers["kind"] == EventKind.ROUTE
+    return {
+        "decision": rows,
+        "time_s": answers["time_ns"] / NS,
+        "kind": named(answers["kind"], {kind: kind.name.lower() for kind in ANSWERS}),
+        "instance": present(answers["instance"]),
+        "request": nullable(answers["id"], is_route),
+        "model": named(chosen, dict(enumerate(models))),
+        "phases": named(
+            np.where(is_turn, answers["phases"], NONE),
+            {phases: phases.name.lower() for phases in Phases},
+        ),
+        "quota_s": quota_s(answers["quota_ns"], is_turn),
+        "tag": present(answers["tag"]),
+        "joins": nullable(answers["joins"] != 0, is_turn),
+        "stops": nullable(answers["n"] != 0, answers["kind"] == EventKind.INTERRUPT),
+        "is_fallback": answers["is_fallback"] != 0,
+    }
 
 
 def models_of(timeline: Timeline, answers: Table, is_route: Mask) -> npt.NDArray[np.int64]:
