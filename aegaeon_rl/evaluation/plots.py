@@ -99,9 +99,9 @@ def distributions(rows: Sequence[Cell]) -> str:
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         first, gap, stall = figure.subplots(1, 3)
         for (_name, colour), cell in zip(colours(names).items(), rows, strict=True):
-            _survival(first, ttft_s(cell.sample.results), colour)
+            survival(first, ttft_s(cell.sample.results), colour)
             _gap_survival(gap, cell.sample.gaps, colour)
-            _survival(stall, stall_s(cell.sample.results), colour)
+            survival(stall, stall_s(cell.sample.results), colour)
         titles = ("time to first token", "time between tokens", "longest stall of a request")
         for axes, title in zip((first, gap, stall), titles, strict=True):
             axes.set(title=title, xlabel="seconds", xscale="log", yscale="log", ylim=(1e-4, 1.2))
@@ -113,7 +113,7 @@ def distributions(rows: Sequence[Cell]) -> str:
         return svg(figure)
 
 
-def _survival(axes: Axes, values: npt.NDArray[np.float64], colour: str) -> None:
+def survival(axes: Axes, values: npt.NDArray[np.float64], colour: str) -> None:
     """Share above each value; thinned to 400 points."""
     ranked = np.sort(values)
     share = 1 - np.arange(len(ranked)) / max(1, len(ranked))
