@@ -26,7 +26,7 @@ from runtime.engine.graphs import GRAPH_BYTES, open_graphs
 from runtime.engine.host_kv import HostKvFullError, HostRecord
 from runtime.engine.kv import KvArena, KvSpec
 from runtime.engine.live import Inputs, Live
-from runtime.engine.loader import Loader
+from runtime.engine.loader import Load, Loader
 from runtime.engine.model import Shell, shape_key
 from runtime.engine.plan import Plan, Request, RequestId, TurnEvent
 from runtime.engine.residents import Blobs, NoRoomError, Residents
@@ -277,6 +277,18 @@ class Engine:
         with suppress(NoRoomError):
             self.residents.require(model, self.served(model).index.nbytes, keep=self._active)
 
+    def load(self, model: str, kept: Sequence[str] = ()) -> Load:
+        """Begin to load a model beside those of `kept`; all others leave, a load of theirs under
+        way is dropped. A model that is there already has a load that is done.
+
+        Raises NoRoomError when `kept` leaves no slot for it."""
+        self._require_open()
+        nbytes = self.served(model).index.nbytes
+        self.residents.keep_only({model, *kept})
+        if self.residents.find(model) is None and self.residents.arena.fit(nbytes) is None:
+            raise NoRoomError(f"model {model}: expected a slot beside those of {', '.join(kept)}")
+        return self.residents.require(model, nbytes).load
+
     def activate(self, model: str) -> Served:
         """Weights in place and bound, models' steps ready to run. Waits for the load."""
         served = self.served(model)
@@ -301,6 +313,24 @@ class Engine:
         live = self.lives[request]
         self.kv.free(request)
         live.cached, live.has_kv = 0, False
+
+    def recompute(self, request: RequestId) -> None:
+        """Make the KV of all tokens of a request but the last, so that its next step is a decode
+        step. Nothing is sampled.
+
+        Raises:
+            KvFullError: there is no room; nothing changes.
+        """
+        live = self.live(request)
+        served = self.activate(live.request.model)
+        if live.has_kv:
+            self.kv.extend(request, len(live.tokens))
+        else:
+            self.kv.allocate(request, len(live.tokens), served.spec)
+            live.has_kv = True
+        if (count := live.missing - 1) > 0:
+            self.logits(served, [live], [count])
+            live.cached += count
 
     def logits(self, served: Served, lives: Sequence[Live], counts: Sequence[int]) -> Tensor:
         """One model call for the next `counts` tokens of each request: logits of the last ones."""

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -76,13 +76,19 @@ class HostKv:
             )
         slabs, most = nbytes // slab_bytes, slab_bytes // min_block_bytes
         fd = os.memfd_create("kv")
-        os.posix_fallocate(fd, 0, _head_bytes(slabs, most) + slabs * slab_bytes)
+        try:
+            os.posix_fallocate(fd, 0, _head_bytes(slabs, most) + slabs * slab_bytes)
+        except OSError as error:
+            os.close(fd)
+            raise UserError(
+                f"engine.host_kv_bytes is {nbytes}: {error.strerror}; expected less"
+            ) from error
         head = np.array([slabs * slab_bytes, slab_bytes, min_block_bytes], np.int64)
         os.pwrite(fd, head.tobytes(), 0)
         return cls(fd)
 
     @classmethod
-    def attach(cls, fd: int) -> HostKv:
+    def attach(cls, fd: int) -> Self:
         """The same memory through a descriptor that another process (or this one) created."""
         return cls(os.open(f"/proc/self/fd/{fd}", os.O_RDWR))  # its own lock, unlike a dup
 
@@ -166,6 +172,27 @@ class HostKv:
         with self._locked():
             assert np.array_equal(self._used.sum(axis=1, dtype=np.int64), self._count)
             assert np.array_equal(self._size == 0, self._count == 0)
+
+
+class LeasedHostKv(HostKv):
+    """Host memory whose blocks another process takes and gives: this one only copies.
+
+    `lease` holds the offsets that the next `take` may use, all of one block size; what it leaves
+    is the lessor's to take back, as is whatever `give` names.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self.lease: list[int] = []
+
+    def take(self, block_bytes: int, count: int) -> list[int]:
+        if len(self.lease) < count:
+            raise HostKvFullError(f"{count} blocks of {block_bytes} bytes, {len(self.lease)} leased")
+        taken, self.lease = self.lease[:count], []
+        return taken
+
+    def give(self, block_bytes: int, offsets: list[int]) -> None:
+        pass
 
 
 def _head_bytes(slabs: int, most: int) -> int:

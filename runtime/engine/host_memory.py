@@ -38,7 +38,14 @@ class HostMemory:
                 "smaller host budget or fewer models"
             )
         fd = os.memfd_create(name[:100], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.posix_fallocate(fd, 0, nbytes)
+        try:
+            os.posix_fallocate(fd, 0, nbytes)
+        except OSError as error:
+            os.close(fd)
+            raise UserError(
+                f"host memory: {nbytes} bytes for {name}: {error.strerror}; expected a smaller "
+                "host budget or fewer models"
+            ) from error
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         return cls(fd, nbytes)
 

@@ -143,6 +143,12 @@ class KvArena:
         """Tokens the request has room for."""
         return self._held[request].tokens
 
+    def record(self, request: Request) -> tuple[HostRecord, Event | None]:
+        """Where the request lies, or will, in host memory, and the event behind its move there."""
+        held = self._held[request]
+        assert held.host is not None, f"request {request!r} is on the device"
+        return held.host, held.moved
+
     def is_on_device(self, request: Request) -> bool:
         """Its blocks are on the device, or on their way there."""
         return self._held[request].host is None

@@ -44,19 +44,24 @@ def opened_engine(
     host_kv_bytes: int | None = None,
     slots: int = 2,
     tokenizers: Mapping[str, Tokenizer] | None = None,
+    host: HostKv | None = None,
+    block: int = 16,
 ) -> Iterator[Engine]:
     """An engine that serves `indexes` with `slots` slots, each for the largest model, `kv_bytes`
-    of KV on the device and (as many, when None) `host_kv_bytes` in host memory."""
+    of KV on the device and (as many, when None) `host_kv_bytes` in host memory, or those of
+    `host`, which is closed with it."""
     if not indexes:
         raise UserError("engine: no models: expected at least one")
     for name, value in {"slots": slots, "kv_bytes": kv_bytes}.items():
         if value < 1:
             raise UserError(f"engine.{name}={value}: expected 1 or more")
     slot_bytes = max(index.nbytes for index in indexes.values())
-    host = open_host_kv(kv_bytes if host_kv_bytes is None else host_kv_bytes, indexes)
+    if host is None:
+        wanted = kv_bytes if host_kv_bytes is None else host_kv_bytes
+        host = open_host_kv(wanted, indexes, block)
     try:
         arena = Arena(device, slots * slot_bytes + kv_bytes, [slot_bytes] * slots)
-        engine = Engine(device, arena, KvArena(device, arena.kv, host), blobs)
+        engine = Engine(device, arena, KvArena(device, arena.kv, host), blobs, block=block)
         try:
             for name, index in indexes.items():
                 engine.add_model(name, index, (tokenizers or {}).get(name))
@@ -68,11 +73,11 @@ def opened_engine(
         host.close()
 
 
-def open_host_kv(nbytes: int, indexes: Mapping[str, BlobIndex]) -> HostKv:
+def open_host_kv(nbytes: int, indexes: Mapping[str, BlobIndex], block: int = 16) -> HostKv:
     """Host memory whose slabs hold the blocks of all these models: small enough that each size
     of block can have several."""
     sizes = {
-        KvSpec(*geometry(read_config(index.config)), index.dtype).block_bytes
+        KvSpec(*geometry(read_config(index.config)), index.dtype, block).block_bytes
         for index in indexes.values()
     }
     if nbytes < sum(sizes):

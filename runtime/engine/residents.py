@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +68,12 @@ class Residents:
             found = self._by_model[model] = self._begin(model, nbytes, keep)
         found.used = self._clock
         return found
+
+    def keep_only(self, models: Container[str]) -> None:
+        """Empty the slots of all other models."""
+        for model in tuple(self._by_model):
+            if model not in models:
+                self.drop(model)
 
     def drop(self, model: str) -> None:
         """Empty a model's slot; a load under way is cancelled."""
