@@ -93,8 +93,14 @@ class HostKv:
         return cls(os.open(f"/proc/self/fd/{fd}", os.O_RDWR))  # its own lock, unlike a dup
 
     def close(self) -> None:
-        """Give the descriptor back; the bytes live as long as anyone maps them."""
-        os.close(self.fd)
+        """Give the descriptor and this object's views back; the bytes live as long as anyone maps
+        them."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self.bytes = torch.empty(0, dtype=torch.uint8)
+            self._size = self._count = np.empty(0, np.int64)
+            self._used = np.empty((0, 0), np.uint8)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -187,7 +193,9 @@ class LeasedHostKv(HostKv):
 
     def take(self, block_bytes: int, count: int) -> list[int]:
         if len(self.lease) < count:
-            raise HostKvFullError(f"{count} blocks of {block_bytes} bytes, {len(self.lease)} leased")
+            raise HostKvFullError(
+                f"{count} blocks of {block_bytes} bytes, {len(self.lease)} leased"
+            )
         taken, self.lease = self.lease[:count], []
         return taken
 
