@@ -13,7 +13,7 @@ is plain data, so that a resumed run draws the episodes that the uninterrupted o
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -83,15 +83,23 @@ def measured_gaps(
         rng = np.random.default_rng((seed, level))
         missed, due = 0, 0
         for episode in (draw(one, rng) for _ in range(episodes)):
-            missed += missed_in(one, episode, learner) - missed_in(one, episode, teacher)
+            missed += play(one, episode, learner).missed - play(one, episode, teacher).missed
             due += due_in(one, episode)
         found.append(missed / max(1, due))
     return tuple(found)
 
 
-def missed_in(spec: ScenarioSpec, episode: Episode, policy: Policy) -> int:
-    """Deadlines missed from the warm-up to the end, when `policy` answers all decisions."""
+class Played(NamedTuple):
+    """Deadlines missed from the warm-up to the end, and decisions made in that time."""
+
+    missed: int
+    decisions: int
+
+
+def play(spec: ScenarioSpec, episode: Episode, policy: Policy) -> Played:
+    """An episode in which `policy` answers all decisions."""
     sim = begin(spec, episode)
+    first = int(sim.control["decisions"][0])
     end_ns = int(sim.control["horizon_ns"][0])
     before = missed_by(sim, round(spec.warm_s * NS))
     memory = new_memory(sim, policy)
@@ -99,7 +107,8 @@ def missed_in(spec: ScenarioSpec, episode: Episode, policy: Policy) -> int:
         if signal != Signal.SLOTS_FULL:
             raise PolicyStuckError(f"policy {policy.name}: requests wait and nothing happens")
         grow_slots(sim)
-    return int(missed_by(sim, end_ns) - before)
+    missed = int(missed_by(sim, end_ns) - before)
+    return Played(missed, int(sim.control["decisions"][0]) - first)
 
 
 def due_in(spec: ScenarioSpec, episode: Episode) -> int:

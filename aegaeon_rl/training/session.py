@@ -12,6 +12,7 @@ from aegaeon_rl.evaluation.compare import Plan, evaluate_cell
 from aegaeon_rl.evaluation.record import write_rows
 from aegaeon_rl.evaluation.spec import EvaluationSpec
 from aegaeon_rl.policies.learned import FILE, Learned, save_weights
+from aegaeon_rl.training.evolution import Evolution
 from aegaeon_rl.training.spec import TrainSpec
 from aegaeon_rl.training.trainer import Checkpoint, Trainer, checkpoints
 from envs.scenario import ScenarioSpec
@@ -88,11 +89,12 @@ def train(job: Job, listener: Listener, *, resume: bool = False) -> list[Point]:
     Step 0, the start, is a candidate too; ties go to the earlier. With `resume` the run goes on
     from its last complete checkpoint and ends as it would have without the break.
     """
-    trainer = Trainer(job.scenario(), job.spec, job.seed, job.folder)
+    learner = Evolution if job.spec.method == "es" else Trainer
+    trainer = learner(job.scenario(), job.spec, job.seed, job.folder)
     done = checkpoints(job.folder) if resume else []
     if done:
         trainer.restore(done[-1])
-        listener.decisions(trainer.model.num_timesteps)
+        listener.decisions(trainer.decisions)
         points = [p for p in read_curve(job.folder) if p.number <= done[-1].number]
         points += [validate(job, missed) for missed in done[len(points) :]]
     else:

@@ -5,8 +5,10 @@ from math import inf
 
 from envs.arguments import quotas_of
 from runtime.core import check_within
-from runtime.errors import UserError
+from runtime.errors import UserError, nearest
 
+POSITIVE = ("learning_rate", "horizon_s", "clip", "scale", "spread", "stride", "shortest_s")
+METHODS = ("ppo", "es")
 LARGEST_ROLLOUT = 1 << 22  # decisions held between two updates
 COUNTS = {  # least and most
     "decisions": (1, 1e12),
@@ -19,6 +21,8 @@ COUNTS = {  # least and most
     "batch": (1, LARGEST_ROLLOUT),
     "hidden": (1, 4096),
     "rows": (1, 4096),
+    "population": (2, 4096),
+    "episodes": (1, 10_000),
     "curriculum_bins": (0, 64),
     "curriculum_episodes": (1, 10_000),
 }
@@ -30,6 +34,7 @@ class TrainSpec:
     its own, so that a run resumed at a checkpoint repeats the uninterrupted one to the bit. In the
     first segment only the critic learns (`warm_critic`)."""
 
+    method: str = "ppo"  # MaskablePPO, or es: an evolution strategy on the greedy policy
     decisions: int = 1_000_000
     checkpoints: int = 8
     pools: int = 32
@@ -54,6 +59,10 @@ class TrainSpec:
     longest_s: float = 90.0
     load_scale: tuple[float, float] = (1.0, 1.5)
     scenario: str | None = None  # in conf/scenario: pools, SLOs, noise, ... that episodes vary too
+    population: int = 16  # es: policies tried in a generation, in pairs of opposites
+    episodes: int = 8  # es: that all of a generation play
+    spread: float = 0.5  # es: of the tried weights, in units of each weight's scale
+    stride: float = 0.15  # es: of a generation's step, in spreads
     curriculum_bins: int = 0  # of load_scale, drawn by how far it is behind its start; 0: no
     curriculum_episodes: int = 8  # of each level, played by both between segments
     train_share: float = 0.6  # of the span of a trace without a split; then validation, then test
@@ -62,6 +71,10 @@ class TrainSpec:
     def __post_init__(self) -> None:
         for name, (least, most) in COUNTS.items():
             check_within(f"train.{name}", getattr(self, name), least, most)
+        if self.method not in METHODS:
+            raise UserError(f"train.method={self.method!r}: {nearest(self.method, METHODS)}")
+        if self.population % 2:
+            raise UserError(f"train.population={self.population}: expected an even number")
         if self.rollout > LARGEST_ROLLOUT:
             raise UserError(
                 f"train.pools={self.pools}, steps={self.steps}: expected a product of at most"
@@ -69,7 +82,7 @@ class TrainSpec:
             )
         if self.pools % self.group:
             raise UserError(f"train.group={self.group}: expected a divisor of pools={self.pools}")
-        for name in ("learning_rate", "horizon_s", "clip", "scale", "shortest_s"):
+        for name in POSITIVE:
             if not 0 < getattr(self, name) < inf:
                 raise UserError(f"train.{name}={getattr(self, name)}: expected more than 0")
         if not 0 <= self.warm_s < inf:

@@ -117,6 +117,10 @@ class Trainer:
         self.curriculum: Curriculum = Curriculum(gaps=(0.0,) * scenario.levels)
 
     @property
+    def decisions(self) -> int:
+        return self.model.num_timesteps
+
+    @property
     def network(self) -> RowNetwork:
         network = self.model.policy.mlp_extractor
         assert isinstance(network, RowNetwork)
@@ -225,14 +229,14 @@ def number_in(position: Path) -> int:
 
 
 def read_curriculum(position: Path) -> Curriculum:
-    return Curriculum.from_json(read_position(position)["curriculum"])
+    return Curriculum.from_json(read_position(position).get("curriculum", {}))
 
 
 def read_position(position: Path) -> dict[str, Any]:
     """Raises UserError when the file is not what `save` wrote."""
     try:
         content: dict[str, Any] = json.loads(position.read_text())
-        int(content["number"]), dict(content["curriculum"])
+        int(content["number"]), dict(content.get("curriculum", {}))
     except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{position}: not a checkpoint's position: {reason}") from None

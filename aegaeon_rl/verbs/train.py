@@ -42,6 +42,7 @@ from runtime.protocol import Policy
 from traces.parts import Parts, open_parts
 from traces.splits import Part
 
+METHOD_NAMES = {"ppo": "MaskablePPO", "es": "Evolution strategy"}
 VERDICT_ONLY = (
     *("evaluate.loads", "evaluate.baseline", "evaluate.gantt_s"),
     *("evaluate.exports", "evaluate.export_policy", "evaluate.export_s"),
@@ -178,8 +179,9 @@ def curve_section(job: Job, points: Sequence[Point]) -> Section:
     spec, at = job.spec, best(points)
     which = "the start itself" if at.number == 0 else f"checkpoint {at.number}"
     text = (
-        f"MaskablePPO, {points[-1].decisions:,} decisions on the train part of the trace; each"
-        f" checkpoint's greedy policy on the validation part ({job.parts.rule}). The choice fell on"
-        f" {which}; everything else on this page is the test part, which neither has seen."
+        f"{METHOD_NAMES[job.spec.method]}, {points[-1].decisions:,} decisions on the train part of"
+        f" the trace; each checkpoint's greedy policy on the validation part ({job.parts.rule})."
+        f" The choice fell on {which}; everything else on this page is the test part, which neither"
+        " has seen."
     )
     return Section(title="Training", text=text, figure=training_curve(points, spec.start))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aegaeon_rl.policies.registry import make_policy
-from aegaeon_rl.training.curriculum import Curriculum, due_in, measured_gaps, missed_in
+from aegaeon_rl.training.curriculum import Curriculum, due_in, measured_gaps, play
 from envs.episode import arrivals_in, draw
 from envs.scenario import ScenarioSpec
 from runtime.core import PoolSpec, SloSpec
@@ -113,7 +113,7 @@ def test_share_missed_is_of_the_deadlines_of_the_episode(scenario: ScenarioSpec)
         deadlines = at_ns / 1e9 + 1.0 + 0.05 * np.arange(tokens)
         due += int(np.sum((deadlines >= begin_s) & (deadlines < end_s)))
     assert due_in(scenario, episode) == pytest.approx(due, abs=3)  # a deadline at an end's instant
-    assert 0 <= missed_in(scenario, episode, make_policy("fcfs")) <= due
+    assert 0 <= play(scenario, episode, make_policy("fcfs")).missed <= due
 
 
 def test_noise_and_failures_are_the_same_for_learner_and_teacher(scenario: ScenarioSpec) -> None:

@@ -11,7 +11,7 @@ from aegaeon_rl.training.spec import TrainSpec
 from runtime.errors import UserError
 
 COUNTS = ("decisions", "checkpoints", "pools", "epochs", "batch", "hidden", "rows")
-AMOUNTS = ("learning_rate", "horizon_s", "clip", "scale", "shortest_s")
+AMOUNTS = ("learning_rate", "horizon_s", "clip", "scale", "shortest_s", "spread", "stride")
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,9 @@ AMOUNTS = ("learning_rate", "horizon_s", "clip", "scale", "shortest_s")
         *(({name: 0}, f"train.{name}=0: expected at least 1") for name in COUNTS),
         *(({name: 0.0}, f"train.{name}=0.0: expected more than 0") for name in AMOUNTS),
         *(({name: bad}, "expected more than 0") for name in AMOUNTS for bad in (-1.0, inf, nan)),
+        ({"method": "pppo"}, "train.method='pppo': did you mean 'ppo'"),
+        ({"population": 5}, "train.population=5: expected an even number"),
+        ({"episodes": 0}, "train.episodes=0: expected at least 1"),
         ({"steps": 1}, "train.steps=1: expected at least 2"),
         *(
             ({name: 10**15}, f"train.{name}={10**15}: expected at most")
