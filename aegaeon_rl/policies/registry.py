@@ -6,6 +6,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from aegaeon_rl.policies.learned import FILE, Learned
+from aegaeon_rl.policies.tuned import load_policy, shipped
 from runtime.errors import UserError, nearest
 from runtime.protocol import Policy
 
@@ -33,8 +34,13 @@ def _shipped() -> Policy:
         return Learned.load(path)
 
 
+def _tuned(name: str) -> Callable[[], Policy]:
+    return lambda: shipped(name)
+
+
 POLICIES: dict[str, Callable[[], Policy]] = {
     "aegaeon": _lazy("aegaeon", "Aegaeon"),
+    "aegaeon_tuned": _tuned("aegaeon_tuned"),
     "serverlessllm": _lazy("serverlessllm", "ServerlessLlm"),
     "serverlessllm_plus": _lazy("serverlessllm_plus", "ServerlessLlmPlus"),
     "muxserve": _lazy("muxserve", "MuxServe"),
@@ -43,6 +49,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "least_slack": _lazy("heuristics", "least_slack"),
     "collate": _lazy("heuristics", "collate"),
     "index": _lazy("heuristics", "index"),
+    "index_untuned": _lazy("heuristics", "index_untuned"),
     "learned": _shipped,
 }
 
@@ -55,7 +62,8 @@ VARIANTS: dict[str, Callable[[], Policy]] = {  # opponents by physics, and bound
 
 
 def make_policy(name: str, key: str = "policies") -> Policy:
-    """A policy by name, or a trained one by its folder (or the folder's weights.npz).
+    """A policy by name, a trained one by its folder (or the folder's weights.npz), or a tuned one
+    by its policy.json.
 
     Raises UserError that names `key`, with the nearest name.
     """
@@ -66,4 +74,8 @@ def make_policy(name: str, key: str = "policies") -> Policy:
         path = path / FILE
     if path.suffix == ".npz":
         return Learned.load(path, name=name.rstrip("/"))
-    raise UserError(f"{key}={name!r}: {nearest(name, POLICIES)}; or a folder with {FILE}")
+    if path.suffix == ".json":
+        return load_policy(path, name)
+    raise UserError(
+        f"{key}={name!r}: {nearest(name, POLICIES)}; or a folder with {FILE}, or a policy.json"
+    )

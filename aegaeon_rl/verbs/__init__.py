@@ -7,5 +7,6 @@ VERBS = {
     "train": "train a policy on a trace, choose the best checkpoint, compare it on held-out time",
     "frontier": "the most models a pool holds, or the fewest GPUs for a trace, by policy; plan.csv",
     "replay": "play a trace as load against an OpenAI endpoint, and tell which tokens were on time",
+    "tune": "a policy's parameters by search over paired workloads: policy.json, report.html",
     "bench": "speed of the emulator and of the environment on this machine",
 }

@@ -28,7 +28,7 @@ def test_a_miss_names_the_nearest_and_lists_all() -> None:
         make_policy("aegeon")
     assert str(caught.value) == (
         f"policies='aegeon': did you mean 'aegaeon'? known: {', '.join(sorted(POLICIES))};"
-        " or a folder with weights.npz"
+        " or a folder with weights.npz, or a policy.json"
     )
 
 

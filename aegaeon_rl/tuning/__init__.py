@@ -1,0 +1,1 @@
+"""Black-box search for a policy's parameters over paired workloads."""
