@@ -1,20 +1,18 @@
 """A policy's process as the controller holds it: start, question, answer, end."""
 
-import os
 import select
 import socket
-import subprocess
-import sys
 import time
 
 import msgspec
 
 from runtime.pool.state import Record, State
-from runtime.service import policy_process
+from runtime.service import children, policy_process
 from runtime.service.policy_process import PACKET_BYTES, Answer, Begin, Question, encode
 from runtime.service.snapshot import Block
 from runtime.service.spec import PolicySource
 
+MODULE = policy_process.__name__
 decoded = msgspec.msgpack.Decoder(Answer).decode
 
 
@@ -37,7 +35,7 @@ class Process:
         self.poll.register(ours, select.POLLIN)
         try:
             shapes = self.block.write(opening)
-            self.child = _spawned(theirs.fileno(), self.block.fd)
+            self.child = children.spawn(MODULE, (theirs.fileno(), self.block.fd))
         except OSError:
             self.block.close()
             ours.close()
@@ -72,17 +70,6 @@ class Process:
 
     def end(self) -> None:
         """Kill and reap; nothing of it is left."""
-        self.child.kill()
-        self.child.wait()
+        children.end(self.child)
         self.socket.close()
         self.block.close()
-
-
-def _spawned(socket_fd: int, block_fd: int) -> subprocess.Popen[bytes]:
-    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
-    return subprocess.Popen(
-        [sys.executable, "-m", policy_process.__name__, str(socket_fd), str(block_fd)],
-        pass_fds=(socket_fd, block_fd),
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
-    )

@@ -5,10 +5,6 @@ It shares nothing with the controller but one block of memory, so whatever a pol
 of file on the socket, or the controller's death, ends it.
 """
 
-import contextlib
-import ctypes
-import os
-import signal
 import socket
 import sys
 import traceback
@@ -20,12 +16,11 @@ from runtime.core import DecisionKind
 from runtime.pool.candidates import pose
 from runtime.pool.state import EVENT, State
 from runtime.protocol import Policy
+from runtime.service.children import hurry, settle_in
 from runtime.service.snapshot import Block, Shapes
 from runtime.service.sources import make
 
 PACKET_BYTES = 1 << 16
-PR_SET_PDEATHSIG = 1
-PRIORITY = -10  # nice value
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
@@ -58,14 +53,6 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
 Received = Begin | Question
 encode = msgspec.msgpack.Encoder().encode
 received = msgspec.msgpack.Decoder(Received).decode
-
-
-def die_with_parent() -> None:
-    """SIGKILL when the thread that started this process ends; at once if it has already."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Seat:
@@ -116,26 +103,9 @@ def serve(connection: socket.socket, block: Block) -> None:
         connection.send(encode(Answer(serial, event)))
 
 
-def hurry() -> None:
-    """Ahead of the workers' long computations, where the system lets us."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
-
-
-def title(text: str) -> None:
-    """What `ps` shows, where setproctitle is installed."""
-    try:
-        from setproctitle import setproctitle
-    except ImportError:
-        return
-    setproctitle(text)
-
-
 def main(socket_fd: int, block_fd: int) -> None:
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is for the controller
+    settle_in("policy")
     hurry()
-    title("aegaeon-rl policy")
     with socket.socket(fileno=socket_fd) as connection:
         try:
             serve(connection, Block(block_fd))
