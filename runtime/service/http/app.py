@@ -14,7 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.service.http.chat import chat_routes
 from runtime.service.http.completions import completion_routes
-from runtime.service.http.errors import ApiError, on_api_error, on_defect, on_http_exception
+from runtime.service.http.errors import (
+    ApiError,
+    on_api_error,
+    on_defect,
+    on_http_exception,
+    printable,
+)
 from runtime.service.http.front import Front
 from runtime.service.http.models import model_routes
 from runtime.service.http.operate import PAGE, operator_routes, page_routes
@@ -75,14 +81,9 @@ class Named:
         try:
             await self._app(scope, receive, send_named)
         finally:
-            facts = {
-                "request_id": name,
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": status,
-                "seconds": round(time.monotonic() - began_s, 6),
-            }
-            logger.info("%(method)s %(path)s %(status)s", facts, extra=facts)
+            seconds = time.monotonic() - began_s
+            what = f"{scope['method']} {printable(scope['path'])}"
+            logger.info("%s: %d, %.3f s", what, status, seconds, extra={"request_id": name})
 
 
 def stated_id(scope: Scope) -> str | None:

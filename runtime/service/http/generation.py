@@ -43,7 +43,7 @@ class Generation:
         self.completion_tokens = 0
         self._link, self._asks, self._spend = link, asks, spend
         self._inbox = Inbox()
-        self._texts = [TextStream(card.tokenizer, ask.stop_strings) for ask in asks]
+        self._texts = [TextStream(card.decoder, ask.stop_strings) for ask in asks]
         self._open = len(asks)
         self._timer: asyncio.TimerHandle | None = None
 
