@@ -74,7 +74,14 @@ def size(plan: Plan, policy: Policy) -> Sizing:
 
 
 def dedicated_gpus(plan: Plan) -> tuple[int, float]:
-    """One instance a model; while the target is missed, one more for the model that misses most.
+    """GPUs of `dedicated_replicas`, and their share of tokens on time."""
+    replicas, share = dedicated_replicas(plan)
+    return plan.pool.tp * sum(replicas), share
+
+
+def dedicated_replicas(plan: Plan) -> tuple[list[int], float]:
+    """Instances of each model [M]. One to begin with; while the target is missed, one more for
+    the model that misses most.
 
     A model that gains nothing by one more, nor by two, keeps what it has: where none gains, the
     share stays below the target.
@@ -94,7 +101,7 @@ def dedicated_gpus(plan: Plan) -> tuple[int, float]:
                 break
         else:
             gaining.remove(worst)
-    return tp * sum(replicas), _share(tokens)
+    return replicas, _share(tokens)
 
 
 def _share(tokens: list[Tokens]) -> float:

@@ -6,7 +6,7 @@ interval of a ratio is paired.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import cpu_count
 from typing import NamedTuple
 
@@ -19,7 +19,9 @@ from aegaeon_rl.frontier.cells import Cell, CellStore
 from runtime.protocol import Policy
 
 Floats = npt.NDArray[np.float64]
-STRIDE = 1.25  # of the sizes tried before the crossing is enclosed
+STRIDE = 0.25  # of the guess: the first step away from it
+SCOUTS, LEAST_SCOUTED = 2, 6  # units that find the place, where there are as many as that
+NEAR = 0.01  # of the place they find: the first step of all units
 Listener = Callable[[str], None]
 
 
@@ -50,11 +52,12 @@ class Ladder:
     policy: Policy
     store: CellStore
     listen: Listener = lambda _: None
-    threads: int | None = None
+    units: tuple[int, ...] | None = None  # None: all of the axis
 
     def at(self, size: int) -> Facts:
-        with ThreadPoolExecutor(max_workers=self.threads or cpu_count()) as threads:
-            cells = tuple(threads.map(lambda unit: self._cell(size, unit), self.axis.units))
+        units = self.axis.units if self.units is None else self.units
+        with ThreadPoolExecutor(max_workers=cpu_count()) as threads:
+            cells = tuple(threads.map(lambda unit: self._cell(size, unit), units))
         return Facts(size, cells)
 
     def _cell(self, size: int, unit: int) -> Cell:
@@ -76,45 +79,57 @@ class Found(NamedTuple):
 
 def hardest(ladder: Ladder, holds: Callable[[Facts], bool], guess: int | None = None) -> Found:
     """Bisection between a size that holds and the next one that does not, taking difficulty to
-    rise with the place in `sizes`; strides from the guess enclose it first."""
-    axis, tried = ladder.axis, {}
-    sizes = [size for size in axis.sizes if axis.is_able(ladder.policy, size)]
+    rise with the place in `sizes`. Where there are many units a few of them find the place first,
+    and all are run near it."""
+    sizes = [s for s in ladder.axis.sizes if ladder.axis.is_able(ladder.policy, s)]
+    place = nearest_place(sizes, guess or ladder.axis.guess)
+    first = max(1, int(STRIDE * place))
+    units = ladder.axis.units
+    if len(units) >= LEAST_SCOUTED:
+        scouts = replace(ladder, units=units[:SCOUTS])
+        place, _, _ = bisected(scouts, sizes, holds, place, first)
+        place, first = max(0, place), max(1, round(NEAR * place))
+    low, _, tried = bisected(ladder, sizes, holds, place, first)
+    facts = tuple(tried[at] for at in sorted(tried))
+    return Found(tried[low] if low >= 0 else None, facts)
+
+
+def bisected(
+    ladder: Ladder, sizes: Sequence[int], holds: Callable[[Facts], bool], place: int, first: int
+) -> tuple[int, int, dict[int, Facts]]:
+    """(the last place that holds or -1, the next one, what was tried by place)."""
+    tried: dict[int, Facts] = {}
 
     def held(place: int) -> bool:
         tried[place] = ladder.at(sizes[place])
         return holds(tried[place])
 
-    low, high = enclosed(held, len(sizes), nearest_place(sizes, guess or axis.guess))
+    low, high = enclosed(held, len(sizes), place, first)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if held(middle) else (low, middle)
-    facts = tuple(tried[place] for place in sorted(tried))
-    return Found(tried[low] if low >= 0 else None, facts)
+    return low, high, tried
 
 
 def nearest_place(sizes: Sequence[int], size: int) -> int:
     return min(range(len(sizes)), key=lambda place: abs(sizes[place] - size), default=0)
 
 
-def enclosed(held: Callable[[int], bool], places: int, guess: int) -> tuple[int, int]:
-    """(a place that holds or -1, one that does not or `places`)."""
+def enclosed(
+    held: Callable[[int], bool], places: int, guess: int, first: int = 1
+) -> tuple[int, int]:
+    """(a place that holds or -1, one that does not or `places`), by strides from the guess that
+    double from `first` on."""
     if places == 0:
         return -1, 0
-    if held(guess):
-        low = guess
-        while low < places - 1:
-            high = min(places - 1, max(low + 1, int((low + 1) * STRIDE)))
-            if not held(high):
-                return low, high
-            low = high
-        return low, places
-    high = guess
-    while high > 0:
-        low = max(0, min(high - 1, int((high + 1) / STRIDE) - 1))
-        if held(low):
-            return low, high
-        high = low
-    return -1, 0
+    up = held(guess)
+    at, stride = guess, first
+    while 0 < at < places - 1 or (up and at == 0 < places - 1) or (not up and at == places - 1 > 0):
+        following = min(places - 1, at + stride) if up else max(0, at - stride)
+        if held(following) != up:
+            return (at, following) if up else (following, at)
+        at, stride = following, 2 * stride
+    return (at, places) if up else (-1, at)
 
 
 def unit_weights(units: int, draws: int, seed: int) -> Floats:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from aegaeon_rl.config import as_yaml
@@ -122,6 +129,21 @@ def progress(text: str, total: int) -> Iterator[Any]:
         task = bar.add_task(text, total=total)
         yield lambda step: bar.update(task, advance=1, description=f"{text} {step}")
         bar.update(task, description=text)
+
+
+@contextmanager
+def counter(text: str) -> Iterator[Any]:
+    """A line that counts runs: how many a bisection takes is not known before."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(text)
+
+        def advance(step: str) -> None:
+            bar.advance(task)
+            done = int(bar.tasks[0].completed)
+            bar.update(task, description=f"{text}: {done} runs, {step}")
+
+        yield advance
 
 
 def print_comparison(comparison: Comparison) -> None:
