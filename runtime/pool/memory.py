@@ -1,6 +1,6 @@
 """Memory accounting, in the engine's unit: KV blocks on the device, bytes on the host."""
 
-from runtime.compiled import inner
+from runtime.compiled import inner, kernel
 from runtime.core import KvPlace
 from runtime.pool import lists
 from runtime.pool.links import change_outgoing
@@ -145,3 +145,9 @@ def steps_that_fit(state: State, g: int, k: int) -> int:
         else:
             high = middle
     return low
+
+
+@kernel
+def room_for_steps(state: State, g: int, k: int) -> int:
+    """`steps_that_fit`, for drivers in Python."""
+    return steps_that_fit(state, g, k)

@@ -45,6 +45,7 @@ class Conductor:
         engines: of each instance.
         decide: overwrites the EVENT that `pose` prepared for (kind, index); False: the answer did
             not come from the policy.
+        retry: the same where the core refused the first answer; else what was posed stands.
         note: takes each event that was applied, in order: the journal.
         keep: takes the slot of each request that has ended, just before it is released.
     """
@@ -56,10 +57,11 @@ class Conductor:
         decide: Decide,
         note: Note,
         keep: Callable[[int], None],
+        retry: Decide | None = None,
     ) -> None:
         self.state, self.engines = state, engines
         self.note, self.keep = note, keep
-        self.ask = decide
+        self.ask, self.retry = decide, retry
         self.decisions = self.refused = 0
         self._answer = np.zeros(1, EVENT)
         self._first_list = 2 * len(state.models)
@@ -103,6 +105,8 @@ class Conductor:
             return True
         self.refused += 1
         pose(self.state, kind, index, event)
+        if self.retry is not None:
+            self.retry(self.state, kind, index, event)
         event["is_fallback"] = 1
         self._apply(event)
         self._carry_out()
