@@ -46,6 +46,7 @@ class FakeController:
     """`asks`, `drops`, `calls`: all that came, in order. `answers`: of calls, by name."""
 
     step_s: float = 0.001
+    is_silent: bool = False  # to calls
     answers: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
     asks: list[Ask] = field(default_factory=list)
     drops: list[int] = field(default_factory=list)
@@ -101,7 +102,8 @@ class FakeController:
             self.running.pop(message.id, None)
         else:
             self.calls.append(message)
-            yield self._reply(message)
+            if not self.is_silent:
+                yield self._reply(message)
 
     def _reply(self, call: Call) -> Reply:
         answer = self.answers.get(call.name)
