@@ -8,6 +8,7 @@ given up. When the controller is gone all that waits hears of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +26,7 @@ from runtime.service.messages import (
     Tokens,
 )
 
+logger = logging.getLogger("aegaeon_rl.http")
 MOST_BEHIND = 16_384  # items that may wait for one client
 CALL_S = 30.0  # to answer a call
 WRITE_S = 5.0  # to take a request
@@ -154,9 +156,10 @@ class Link(asyncio.Protocol):
         try:
             for message in self._frames.feed(data):
                 self._sort(message)
-        except FrameError as error:
-            self.connection_lost(error)
-            raise
+        except FrameError:
+            logger.exception("the controller's frames")
+            assert self._transport is not None
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed.set()

@@ -22,6 +22,7 @@ from runtime.service.http.front import Front
 from runtime.service.http.keys import read_keys
 from runtime.service.http.link import Link
 from runtime.service.spec import ServerSpec
+from runtime.service.structured import log_as_json
 
 BACKLOG = 2048
 CLOSING_S = 3  # for answers under way, once the controller is gone
@@ -67,6 +68,7 @@ def run_http(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     setproctitle.setproctitle("aegaeon-rl http")
+    log_as_json()
     cards = {name: offer.card(name) for name, offer in offers.items()}
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(link, listener, server, cards))
