@@ -147,8 +147,9 @@ class Worker:
             case Return():
                 self._returned = message.serial
             case Submit():
-                record = message.record and HostRecord(*msgspec.structs.astuple(message.record))
-                self.engine.submit(request_of(message.ask, message.output), record)
+                self.engine.submit(
+                    request_of(message.ask, message.output), host_record(message.record)
+                )
             case Forget():
                 for name in message.ids:
                     self._forget(name)
@@ -268,8 +269,7 @@ class Worker:
 
     def _decode(self, order: Order) -> None:
         for name in order.ids:
-            if self.engine.lives[name].missing > 1:
-                self.engine.recompute(name)
+            self._require_kv(name)
         began_s = time.perf_counter()
         steps = 0
         for event in self._events(Plan(model=order.model, batch=order.ids)):
@@ -290,6 +290,15 @@ class Worker:
             if is_over:
                 return
         raise ImpossibleError(f"order {order.serial}: its batch does not decode")
+
+    def _require_kv(self, name: int) -> None:
+        """A member of a batch yields a token in every step: the KV of its others is here."""
+        kv = self.engine.kv
+        if self.engine.lives[name].has_kv and not kv.is_on_device(name):
+            kv.move_in(name)
+            kv.wait_for([name])
+        if self.engine.lives[name].missing > 1:
+            self.engine.recompute(name)
 
     def _events(self, plan: Plan) -> Iterator[TurnEvent]:
         """A turn's events; whatever is left of it is given up when the caller has enough."""
@@ -328,6 +337,12 @@ def logprob_of(found: Any) -> Logprob | None:
     if found is None:
         return None
     return Logprob(found.chosen, tuple(zip(found.top_tokens, found.top, strict=True)))
+
+
+def host_record(record: Record | None) -> HostRecord | None:
+    if record is None:
+        return None
+    return HostRecord(record.block_bytes, record.tokens, record.offsets)
 
 
 def request_of(ask: Ask, output: tuple[int, ...]) -> Request:
