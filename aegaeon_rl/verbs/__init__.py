@@ -8,5 +8,6 @@ VERBS = {
     "frontier": "the most models a pool holds, or the fewest GPUs for a trace, by policy; plan.csv",
     "replay": "play a trace as load against an OpenAI endpoint, and tell which tokens were on time",
     "tune": "a policy's parameters by search over paired workloads: policy.json, report.html",
+    "serve": "a pool of models behind an OpenAI-compatible API, until SIGTERM",
     "bench": "speed of the emulator and of the environment on this machine",
 }

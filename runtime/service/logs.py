@@ -109,11 +109,11 @@ class Files:
 
 
 class Logs:
-    """Where the controller notes what happens. `start`: of the pool's clock, ISO 8601."""
+    """Where the controller notes what happens. `moment`: the zero of the pool's clock."""
 
-    def __init__(self, spec: LogSpec, opening: Opening) -> None:
+    def __init__(self, spec: LogSpec, opening: Opening, moment: datetime | None = None) -> None:
         assert spec.folder is not None
-        moment = datetime.now(UTC)
+        moment = moment or datetime.now(UTC)
         self.start, self.names = moment.isoformat(), [model.name for model in opening.models]
         self.folder = fresh_folder(Path(spec.folder), moment)
         self.spec, self.files = spec, Files(self.folder)
