@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -90,7 +91,7 @@ class Link(asyncio.Protocol):
         self._writable.set()
         self._inboxes: dict[int, tuple[Inbox, int]] = {}  # by request: where, which choice
         self._calls: dict[int, asyncio.Future[Reply]] = {}
-        self._next = 0
+        self._next = time.time_ns() // 1_000_000  # above those of an HTTP process before this one
 
     @property
     def in_flight(self) -> int:

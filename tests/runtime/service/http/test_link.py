@@ -25,6 +25,15 @@ def ask(link: Link, prompt: int = 1) -> Ask:
     return Ask(id=link.next_id(), request_id="r", model="m", prompt=(1,) * prompt, max_tokens=1)
 
 
+def test_numbers_of_requests_rise_over_a_restart_of_the_process() -> None:
+    async def check() -> None:
+        before = Link().next_id()
+        await asyncio.sleep(0.005)
+        assert Link().next_id() > before
+
+    asyncio.run(check())
+
+
 def test_an_inbox_gives_all_that_came_since_in_order() -> None:
     async def check() -> None:
         inbox = Inbox()
