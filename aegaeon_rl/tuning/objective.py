@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 LOST_WEIGHT = 0.5  # of the share of requests under half their tokens on time
 WORST_WEIGHT = 0.25  # of what the worst models lack
-TTFT_WEIGHT, TTFT_FREE = 0.1, 0.35  # TTFT p99 beyond this share of its target, up to one target
+TTFT_WEIGHT, TTFT_FREE = 0.2, 0.25  # of TTFT p99 beyond this share of its target
+TTFT_MOST = 0.5  # what lies further beyond costs no more
 
 
 def score(metrics: Mapping[str, float], ttft_slo_s: float) -> float:
@@ -14,5 +15,5 @@ def score(metrics: Mapping[str, float], ttft_slo_s: float) -> float:
         metrics["token_attainment"]
         - LOST_WEIGHT * metrics["request_lost"]
         - WORST_WEIGHT * (1.0 - metrics["worst_model"])
-        - TTFT_WEIGHT * min(1.0, max(0.0, over))
+        - TTFT_WEIGHT * min(TTFT_MOST, max(0.0, over))
     )

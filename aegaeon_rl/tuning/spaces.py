@@ -16,6 +16,12 @@ TURN = tuple(name for name in NAMES if name != "rate")  # it alone costs an expo
 PREFETCH = tuple(name for name in TURN if name != "is_loaded")
 QUOTA_S = (0.02, 2.0)  # bounds of the shortest turn; the longest is up to LONGEST_S
 LONGEST_S = 4.0
+LEAST_SCALE = {  # of features that are small in practice, so that a step is felt
+    "waiting": 6.0,
+    "ready": 6.0,
+    "kv_need": 6.0,
+    "prefill_time": 20.0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,9 @@ def _index_space(start: IndexParameters) -> Space:
         [start.turn.get(name, 0.0) for name in TURN]
         + [start.prefetch.get(name, 0.0) for name in PREFETCH]
     )
-    scales = np.maximum(0.5 * np.abs(weights), 1.0)
+    names = (*TURN, *PREFETCH)
+    least = np.array([LEAST_SCALE.get(name, 1.0) for name in names])
+    scales = np.maximum(0.5 * np.abs(weights), least)
 
     def decode(point: Point) -> IndexParameters:
         values = (weights + scales * point[:-2]).tolist()

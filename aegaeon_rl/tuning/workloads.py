@@ -6,17 +6,12 @@ from dataclasses import dataclass
 from aegaeon_rl.evaluation.compare import last_deadline_s, window_trace
 from aegaeon_rl.evaluation.metrics import metrics, sample_of
 from aegaeon_rl.evaluation.spec import EvaluationSpec, plan_windows
+from aegaeon_rl.frontier.steady import Steady, steady_trace
 from aegaeon_rl.tuning.spec import Load, TuneSpec
 from runtime.core import PoolSpec, SloSpec
 from runtime.emulator.run import run
 from runtime.protocol import Policy
 from traces import Trace
-from traces.arrivals import ArrivalProcess
-from traces.market import MarketSpec, generate
-
-# Rounded quantiles (traces.lengths.LEVELS) of the SOSP'25 artifact's ShareGPT requests.
-PROMPTS = (1.0, 15.0, 54.0, 218.0, 418.0, 600.0, 807.0, 1004.0, 1263.0, 1562.0, 2202.0, 3000.0)
-OUTPUTS = (16.0, 47.0, 109.0, 163.0, 221.0, 266.0, 312.0, 367.0, 447.0, 586.0, 986.0, 1309.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,22 +32,8 @@ class Cell:
         return metrics(sample_of(result, self.warm_s, self.span_s))
 
 
-def steady_trace(load: Load, seconds: float, seed: int) -> Trace:
-    """Poisson arrivals of equal models at a constant rate, lengths as in the paper."""
-    market = MarketSpec(
-        name=f"steady_{load.models}x{load.rate_rps:g}",
-        models=load.models,
-        duration_s=seconds,
-        rate_rps=load.models * load.rate_rps,
-        zipf=0.0,
-        processes=((ArrivalProcess.POISSON, 1.0),),
-        diurnal_depth=0.0,
-        length_spread=0.0,
-        prompt_quantiles=PROMPTS,
-        output_quantiles=OUTPUTS,
-        seed=seed,
-    )
-    return generate(market)
+def steady(spec: TuneSpec, load: Load) -> Steady:
+    return Steady(rate=load.rate_rps, duration_s=spec.steady_s, warm_s=spec.warm_s)
 
 
 def steady_cells(
@@ -63,9 +44,9 @@ def steady_cells(
             name=f"{pool.name} {load.models}x{load.rate_rps:g} seed {seed}",
             pool=pool,
             slo=slo,
-            trace=steady_trace(load, spec.steady_s, seed),
+            trace=steady_trace(steady(spec, load), load.models, seed),
             warm_s=spec.warm_s,
-            span_s=spec.steady_s,
+            span_s=steady(spec, load).span_s,
         )
         for pool in pools
         for load in spec.loads(pool.name)

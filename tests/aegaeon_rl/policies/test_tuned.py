@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
+from aegaeon_rl.frontier.steady import Steady, steady_trace
 from aegaeon_rl.policies.aegaeon import Aegaeon, AegaeonParameters
 from aegaeon_rl.policies.index import Index
 from aegaeon_rl.policies.learned import SPEC
 from aegaeon_rl.policies.registry import make_policy
 from aegaeon_rl.policies.tuned import SCHEMA, load_parameters
-from aegaeon_rl.tuning.spec import Load
-from aegaeon_rl.tuning.workloads import steady_trace
 from runtime.core import Phases, SloSpec
 from runtime.emulator.run import run
 from runtime.errors import UserError
@@ -89,7 +88,7 @@ def test_aegaeons_own_parameters_are_its_defaults() -> None:
 def test_every_parameter_of_aegaeon_changes_its_decisions(
     changed: dict[str, Any], flat_pool: Any
 ) -> None:
-    trace = steady_trace(Load(12, 0.2), 120.0, 0)
+    trace = steady_trace(Steady(rate=0.2, duration_s=120.0, warm_s=0.0), 12, 0)
 
     def journal(policy: Aegaeon) -> bytes:
         return run(trace, flat_pool(6), policy, SloSpec(), journal=True).journal.tobytes()

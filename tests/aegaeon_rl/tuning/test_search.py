@@ -13,7 +13,7 @@ from aegaeon_rl.tuning.objective import score
 from aegaeon_rl.tuning.search import Search, Trial, best_of, search_for
 from aegaeon_rl.tuning.spaces import Space, space_of
 from aegaeon_rl.tuning.spec import TuneSpec
-from aegaeon_rl.tuning.workloads import steady_cells, steady_trace
+from aegaeon_rl.tuning.workloads import steady_cells
 from aegaeon_rl.verbs.tune import keep_trials, read_trials
 from envs.named import named
 from runtime.core import PoolSpec, SloSpec
@@ -97,20 +97,12 @@ def test_a_space_starts_where_it_should_and_stays_in_bounds(start: Any) -> None:
         ({"token_attainment": 0.9}, 0.1),
         ({"request_lost": 0.1}, 0.05),
         ({"worst_model": 0.8}, 0.05),
-        ({"ttft_p99_s": 4.5}, 0.01),
+        ({"ttft_p99_s": 4.5}, 0.04),
         ({"ttft_p99_s": float("inf")}, 0.1),
     ],
 )
 def test_attainment_is_not_bought_with_lost_requests(worse: dict[str, float], loss: float) -> None:
     assert score({**GOOD, **worse}, 10.0) == pytest.approx(1.0 - loss)
-
-
-def test_steady_workloads_are_poisson_at_the_stated_rate_without_a_tail_off() -> None:
-    trace = steady_trace(TuneSpec(steady=("40x0.5",)).loads("x")[0], 900.0, 7)
-    counts = np.bincount((trace.arrival_s // 90).astype(int), minlength=10)
-    assert abs(trace.requests - 18_000) < 4 * 18_000**0.5
-    assert abs(counts - 1800).max() < 5 * 1800**0.5
-    assert len(np.unique(trace.model)) == 40
 
 
 def test_cells_pair_pools_loads_and_seeds() -> None:
@@ -130,7 +122,7 @@ def test_cells_pair_pools_loads_and_seeds() -> None:
         ({"steady": ()}, "expected loads like"),
         ({"trials": 0}, "tune.trials=0: expected at least 1"),
         ({"validation_seed": 1000}, "expected 1 or more away"),
-        ({"warm_s": 901.0}, "tune.warm_s=901.0: expected at most 900"),
+        ({"warm_s": -1.0}, "tune.warm_s=-1.0: expected at least 0"),
     ],
 )
 def test_a_wrong_specification_is_refused(keys: dict[str, Any], said: str) -> None:
