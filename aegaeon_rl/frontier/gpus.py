@@ -51,9 +51,9 @@ class Ways:
 
     @property
     def best(self) -> Way:
-        """The fewest GPUs that hold the target, oracles aside; first of equals."""
+        """The fewest GPUs that hold the target, oracles aside; of equals the higher share."""
         held = [w for w in self.ways if w.gpus is not None and not w.name.endswith("(oracle)")]
-        return min(held or self.ways[:1], key=lambda w: w.gpus or 0)
+        return min(held or self.ways[:1], key=lambda w: (w.gpus or 0, -w.share))
 
 
 def ways_of(
