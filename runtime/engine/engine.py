@@ -145,7 +145,7 @@ class Engine:
             return 0
         if spec not in self._scratch:
             self._scratch[spec] = f"scratch of {spec}"
-            self.kv.allocate(self._scratch[spec], 1, spec)
+            self.kv.allocate(self._scratch[spec], 1, spec, stays=True)
         return self.kv.table(self._scratch[spec])[0]
 
     def served(self, model: str) -> Served:

@@ -183,8 +183,8 @@ class HostKv:
 class LeasedHostKv(HostKv):
     """Host memory whose blocks another process takes and gives: this one only copies.
 
-    `lease` holds the offsets that the next `take` may use, all of one block size; what it leaves
-    is the lessor's to take back, as is whatever `give` names.
+    `lease` holds the offsets that the next `take` may use, once, all of one block size; what it
+    leaves is the lessor's to take back, as is whatever `give` names.
     """
 
     def __init__(self, fd: int) -> None:

@@ -64,6 +64,7 @@ class Held:
     blocks: list[int]  # on the device; empty when it is in host memory
     host: HostRecord | None = None
     moved: Event | None = None  # behind its latest move; None: it never moved here
+    stays: bool = False  # its blocks may not change while it is on the device
 
 
 class Moving(NamedTuple):
@@ -84,6 +85,7 @@ class Counts:
     moved_in_bytes: int = 0
     moved_out_bytes: int = 0
     waits: int = 0  # the host had to wait for space
+    repacks: int = 0  # blocks were moved together to make whole pages free
 
 
 class KvArena:
@@ -201,15 +203,15 @@ class KvArena:
 
     # A request's life
 
-    def allocate(self, request: Request, tokens: int, spec: KvSpec) -> None:
-        """Room for `tokens` tokens of a new request.
+    def allocate(self, request: Request, tokens: int, spec: KvSpec, *, stays: bool = False) -> None:
+        """Room for `tokens` tokens of a new request. `stays`: its blocks are always the same.
 
         Raises:
             KvFullError: nothing is allocated.
         """
         assert request not in self._held, f"request {request!r} is known"
         blocks = self._take(spec.block_bytes, spec.blocks(tokens), self.device.compute)
-        self._held[request] = Held(spec, tokens, blocks)
+        self._held[request] = Held(spec, tokens, blocks, stays=stays)
 
     def extend(self, request: Request, tokens: int) -> None:
         """Room for `tokens` tokens in all.
@@ -326,6 +328,8 @@ class KvArena:
             if self._pages.free(size) + leaving >= count:
                 return self._take_moving(size, count, stream)
             if not self._moving:
+                if self._repack(size, count):
+                    break
                 free = self._pages.free(size)
                 raise KvFullError(f"{count} blocks of {size} bytes wanted, {free} free")
             self.counts.waits += 1
@@ -333,6 +337,35 @@ class KvArena:
                 event.wait()
             self._collect()
         return self._pages.take(size, count)
+
+    def _repack(self, size: int, count: int) -> bool:
+        """Move blocks together, size by size, where bytes enough are free but in pages of other
+        sizes; whether `count` blocks may be had now. Nothing is moving out; waits for the rest.
+
+        It stops the device and holds all KV twice: the last resort before a request must go.
+        """
+        usage = self._pages.usage()
+        here = [h for h in self._held.values() if h.host is None and not h.stays]
+        if usage.held_bytes + usage.empty_bytes < size * count or not here:
+            return False
+        if len({held.spec.block_bytes for held in here} | {size}) == 1:
+            return False
+        self.device.synchronize()
+        with self.device.computing():
+            kept = [self.view(held.spec)[held.blocks].clone() for held in here]
+            for held in here:
+                self._pages.give(held.spec.block_bytes, held.blocks)
+                if self._poison:
+                    self._fill(held.spec.block_bytes, held.blocks)
+            self._pages.order()
+            for held, blocks in sorted(
+                zip(here, kept, strict=True), key=lambda pair: -pair[0].spec.block_bytes
+            ):
+                held.blocks = self._pages.take(held.spec.block_bytes, len(held.blocks))
+                self.view(held.spec)[held.blocks] = blocks
+        self.device.compute.synchronize()
+        self.counts.repacks += 1
+        return self._pages.free(size) >= count
 
     def _take_moving(self, size: int, count: int, stream: Stream) -> list[int]:
         taken = self._pages.take(size, self._pages.free(size))

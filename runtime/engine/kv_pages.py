@@ -83,6 +83,10 @@ class Pages:
             self._forget_other(size)
         free.push(blocks)
 
+    def order(self) -> None:
+        """From now on free blocks leave in order again, the lowest first."""
+        self._free.clear()
+
     def _touches(self, size: int, blocks: list[int]) -> NDArray[np.int64]:
         """How many of these blocks touch each page."""
         start = np.asarray(blocks, np.int64) * size

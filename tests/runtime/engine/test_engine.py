@@ -18,6 +18,7 @@ from runtime.core import EventKind
 from runtime.engine.graphs import Captured, DecodeGraphs
 from runtime.engine.model import Shell
 from runtime.engine.plan import Ending, Plan
+from runtime.engine.residents import NoRoomError
 from runtime.engine.sampling import Sampling
 
 STEPS = 10
@@ -210,6 +211,34 @@ def test_a_request_resumed_without_kv_is_prefilled_with_what_it_has():
     with engine_of({"m": model}) as engine:
         engine.submit(free_ask(0, "m", prompt(0), output=tuple(wanted[:4])))
         assert tokens_of(turn(engine, "m", prefill=(0,))) == {0: wanted[4:]}
+
+
+def test_kv_made_again_without_sampling_lets_a_request_decode_in_a_batch_at_once():
+    model = tiny_model("llama")
+    wanted = {name: generated(model, prompt(name)) for name in (0, 1)}
+    with engine_of({"m": model}) as engine:
+        engine.submit(free_ask(0, "m", prompt(0), output=tuple(wanted[0][:4])))
+        engine.submit(free_ask(1, "m", prompt(1), output=tuple(wanted[1][:4])))
+        for name in (0, 1):
+            engine.recompute(name)
+            engine.recompute(name)  # nothing is missing any more
+        events = turn(engine, "m", batch=(0, 1))
+        assert [len(e.tokens) for e in events if e.kind is EventKind.STEPS] == [2] * 6
+        assert tokens_of(events) == {name: tokens[4:] for name, tokens in wanted.items()}
+
+
+def test_a_load_keeps_the_models_it_is_told_and_no_other():
+    models = {name: tiny_model("llama", seed=i) for i, name in enumerate("abc")}
+    with engine_of(models, slots=2) as engine:
+        engine.load("a").wait()
+        engine.load("b", kept=("a",)).wait()
+        assert engine.load("b", kept=("a",)).done()
+        with pytest.raises(NoRoomError, match="a slot beside those of a, b"):
+            engine.load("c", kept=("a", "b"))
+        engine.load("c", kept=("b",)).wait()
+        assert [engine.residents.find(name) is None for name in "abc"] == [True, False, False]
+        engine.load("a").wait()
+        assert [engine.residents.find(name) is None for name in "abc"] == [False, True, True]
 
 
 def test_requests_that_join_take_part_from_the_next_boundary():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from runtime.engine.host_kv import HostKv, HostKvFullError
+from runtime.engine.host_kv import HostKv, HostKvFullError, LeasedHostKv
 
 
 @pytest.fixture
@@ -53,6 +53,20 @@ def test_host_kv_is_one_memory_in_all_that_attach(host):
     other.give(64, mine)
     assert host.taken() == 3 * 64
     other.close()
+
+
+def test_leased_host_kv_uses_its_lease_and_leaves_the_book_alone(host):
+    lease = host.take(256, 3)
+    leased = LeasedHostKv.attach(host.fd)
+    leased.lease = list(lease)
+    with pytest.raises(HostKvFullError, match="4 blocks of 256 bytes, 3 leased"):
+        leased.take(256, 4)
+    assert leased.take(256, 2) == lease[:2]
+    with pytest.raises(HostKvFullError):
+        leased.take(256, 1)  # what is left of a lease is not for the next one
+    leased.give(256, lease)
+    assert host.taken() == 3 * 256
+    leased.close()
 
 
 def use(host: HostKv, number: int, times: int) -> None:

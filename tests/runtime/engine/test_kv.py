@@ -109,6 +109,25 @@ def test_models_of_any_shape_share_the_bytes(node):
     assert kv.free_blocks(LARGE) == 5
 
 
+def test_blocks_that_hold_pages_of_their_size_move_together_for_another_size(node):
+    kv = node(page=1024).kv
+    count = kv.free_blocks(SMALL)
+    for number in range(count):
+        kv.allocate(number, SMALL.block, SMALL)
+        write(kv, number, SMALL, float(number))
+    left = range(0, count, 4)  # one block in each page
+    for number in set(range(count)) - set(left):
+        kv.free(number)
+    assert kv.free_blocks(LARGE) == 0
+    kv.allocate("large", 3 * LARGE.block, LARGE)
+    write(kv, "large", LARGE, -1.0)
+    kv.check_integrity()
+    assert kv.counts.repacks == 1
+    assert all(read(kv, number, SMALL)[0] == number for number in left)
+    with pytest.raises(KvFullError):
+        kv.allocate("more", 2 * LARGE.block, LARGE)
+
+
 def test_freed_blocks_are_poisoned(node):
     kv = node().kv
     kv.allocate("a", 8, SMALL)
