@@ -1,6 +1,6 @@
 """`frontier` along load and GPUs: a trace's own, with plan.csv, and the rebuilt market of 1,192."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from aegaeon_rl.frontier.gpus import (
 from aegaeon_rl.frontier.market import ASSUMPTIONS, GPUS, PAPER_POOLED, Half, halves
 from aegaeon_rl.frontier.models import METRICS
 from aegaeon_rl.frontier.plan import ServingPlan, as_csv, plan_sentence, serving_plan
+from aegaeon_rl.frontier.report import render
 from aegaeon_rl.frontier.search import Ladder
 from aegaeon_rl.verbs.common import command, console, counter, run_folder
 from aegaeon_rl.verbs.frontier_config import Config
@@ -49,9 +50,10 @@ def load_main(config: Config, folder: Path, policies: list[Policy]) -> None:
             for target in config.frontier.all_targets
             for policy in policies
         ]
-    for row in rows:
-        console.print(load_text(row, plan))
-    finish(config, folder, plan, rows)
+    answers = [load_text(row, plan) for row in rows]
+    for line in answers:
+        console.print(line)
+    finish(config, folder, plan, rows, None, answers)
 
 
 def gpus_main(config: Config, folder: Path, policies: list[Policy]) -> None:
@@ -71,7 +73,8 @@ def gpus_main(config: Config, folder: Path, policies: list[Policy]) -> None:
         serving = serving_plan(ways, best, config.prices, advance)
     write_text(folder / "plan.csv", as_csv(serving.lines))
     console.print(plan_sentence(serving))
-    finish(config, folder, plan, rows, {"plan": plan_facts(serving)})
+    sentences = [saving_text(ways), plan_sentence(serving)]
+    finish(config, folder, plan, rows, {"plan": plan_facts(serving)}, sentences)
 
 
 def market_main(config: Config, folder: Path, policies: list[Policy]) -> None:
@@ -89,7 +92,8 @@ def market_main(config: Config, folder: Path, policies: list[Policy]) -> None:
     for line in ASSUMPTIONS:
         console.print(f"- {line}", soft_wrap=True)
     plan = config.plan_of(parts[0].trace, parts[0].pool)
-    finish(config, folder, plan, rows, {"assumptions": list(ASSUMPTIONS)})
+    more = {"assumptions": list(ASSUMPTIONS)}
+    finish(config, folder, plan, rows, more, [market_text(row) for row in rows])
 
 
 def check_windows(plan: Plan) -> None:
@@ -104,13 +108,28 @@ def finish(
     plan: Plan,
     rows: list[dict[str, Any]],
     more: Mapping[str, Any] | None = None,
+    answers: Sequence[str] = (),
 ) -> None:
     content = summary("frontier", config.seed, plan.trace, plan.pool, config.slo, rows)
     content |= {"command": command(), "find": str(config.find), **(more or {})}
     content["prices"] = {"source": config.prices.source, "date": config.prices.date}
     write_rows(folder / "results.parquet", rows)
     write_summary(folder / "summary.json", content)
-    console.print(f"{folder}", soft_wrap=True)
+    notes = [*gpu_notes(plan, config), *(more or {}).get("assumptions", [])]
+    write_text(folder / "report.html", render(content, list(answers), notes))
+    console.print(f"{folder / 'report.html'}\n{folder}", soft_wrap=True)
+
+
+def gpu_notes(plan: Plan, config: Config) -> list[str]:
+    slo, prices = plan.slo, config.prices
+    return [
+        f"{len(plan.windows)} windows of {plan.trace.name}; TTFT {slo.ttft_s:g} s, TBT"
+        f" {1e3 * slo.tbt_s:g} ms; profile {plan.pool.profile}. Emulated, not run on GPUs.",
+        "Dedicated: one GPU (or group) a model, more where the target asks for it. Intervals:"
+        " bootstrap over windows. Bound: least compute and link time on average.",
+        "autoscaled, vllm_sleep: whole batches, oldest request first, weights at 1 and 21 GB/s.",
+        f"Prices: {prices.source} ({prices.date}).",
+    ]
 
 
 def load_row(plan: Plan, ladder: Ladder) -> dict[str, Any]:
@@ -165,13 +184,17 @@ def print_ways(ways: Ways, prices: Prices) -> None:
     for row in rows_of(ways, prices):
         table.add_row(*way_texts(row))
     console.print(table)
-    held, best = ways.dedicated.gpus, ways.best
-    if held and best.gpus and best is not ways.dedicated:
-        saved = percent(1 - best.gpus / held)
-        console.print(
-            f"dedicated {held} GPUs -> pooled {best.gpus} under {best.name}: {saved} saved"
-        )
+    console.print(saving_text(ways))
     console.print(f"prices: {prices.source} ({prices.date})")
+
+
+def saving_text(ways: Ways) -> str:
+    """The answer: dedicated GPUs, pooled GPUs, what that saves."""
+    held, best = ways.dedicated.gpus, ways.best
+    if best is ways.dedicated or best.gpus is None:
+        return f"nothing holds the target with fewer GPUs than dedicated ({held or 'out of reach'})"
+    saved = f": {percent(1 - best.gpus / held)} saved" if held else ""
+    return f"dedicated {held or 'never'} GPUs -> pooled {best.gpus} under {best.name}{saved}"
 
 
 def way_texts(row: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from aegaeon_rl.evaluation.record import summary, write_rows, write_summary
+from aegaeon_rl.evaluation.record import summary, write_rows, write_summary, write_text
 from aegaeon_rl.evaluation.report import cell_text, percent
 from aegaeon_rl.frontier.cells import CellStore
 from aegaeon_rl.frontier.models import (
@@ -18,6 +18,7 @@ from aegaeon_rl.frontier.models import (
     ratios,
     row_of,
 )
+from aegaeon_rl.frontier.report import protocol, render
 from aegaeon_rl.verbs.common import command, console, counter, run_folder
 from aegaeon_rl.verbs.frontier_config import Config
 from runtime.protocol import Policy
@@ -61,9 +62,13 @@ def models_main(config: Config, folder: Path, policies: list[Policy]) -> None:
     content["curves"] = unique([row for group in groups for c in group for row in curve_rows(c)])
     write_rows(folder / "results.parquet", rows)
     write_summary(folder / "summary.json", content)
-    for line in map(ratio_text, quoted(found)):
+    answers = [ratio_text(r) for r in quoted(found)]
+    spec = config.frontier
+    notes = protocol(content, spec.seeds, spec.warm_s, spec.duration_s)
+    write_text(folder / "report.html", render(content, answers, notes))
+    for line in answers:
         console.print(line)
-    console.print(f"{folder}", soft_wrap=True)
+    console.print(f"{folder / 'report.html'}\n{folder}", soft_wrap=True)
 
 
 def unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
