@@ -29,11 +29,12 @@ TINY = {
 class Config(ServiceSpec):
     """`file` and `models` together; without either the tiny models."""
 
+    models: dict[str, ModelSource] | None = None  # type: ignore[assignment]
     file: str | None = None
     run: RunSection = field(default_factory=RunSection)
 
     def __post_init__(self) -> None:
-        named = {**(read_models(self.file) if self.file else {}), **self.models}
+        named = {**(read_models(self.file) if self.file else {}), **(self.models or {})}
         object.__setattr__(self, "models", named or TINY)
         ServiceSpec.__post_init__(self)
 
@@ -61,11 +62,9 @@ def main(config: Config) -> None:
     if logs.folder is None:
         logs = replace(logs, folder=str(folder / "logs"))
     service = Service(service_spec(config, logs=logs), tuple(POLICIES))
-    run_folder(folder, config)
     log_as_json()
     with console.status("starting: models, instances, policy"):
-        asyncio.run(serve(service, folder))
-    console.print(f"{folder}", soft_wrap=True)
+        asyncio.run(serve(service, folder, config))
 
 
 def service_spec(config: Config, **changes: Any) -> ServiceSpec:
@@ -73,7 +72,7 @@ def service_spec(config: Config, **changes: Any) -> ServiceSpec:
     return ServiceSpec(**{**values, **changes})
 
 
-async def serve(service: Service, folder: Path) -> None:
+async def serve(service: Service, folder: Path, config: Config) -> None:
     """Prints where it listens and how to ask it, then, when it is up, the folder."""
 
     def is_up(up: Up) -> None:
@@ -86,6 +85,7 @@ async def serve(service: Service, folder: Path) -> None:
             f"logs: {up.logs}",
             str(folder),
         ]
+        run_folder(folder, config)
         print("\n".join(lines), flush=True)
         content = summary("serve", service.spec.seed, None, None, service.spec.slo, [])
         content["url"], content["models"] = up.url, list(up.models)

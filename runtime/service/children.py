@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PRIORITY = -10  # nice value
@@ -31,6 +32,21 @@ def end(child: subprocess.Popen[bytes], patience_s: float = 0.0) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+
+
+def own() -> list[int]:
+    """Processes that this one started, or had started for it, and that are not reaped."""
+    tasks = Path("/proc/self/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def end_since(before: Collection[int]) -> None:
+    """Kill and reap this process's own that were not there `before`: the fork server and its like,
+    which would take their time."""
+    for pid in set(own()) - set(before):
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def settle_in(name: str) -> None:

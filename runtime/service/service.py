@@ -70,6 +70,7 @@ class Service:
 
     async def run(self, on_up: Callable[[Up], None] = lambda up: None) -> None:
         with contextlib.ExitStack() as held:
+            held.callback(children.end_since, children.own())
             listener = held.enter_context(bind(self.spec.server))
             agent = NodeAgent(self.spec)
             held.callback(agent.close)
