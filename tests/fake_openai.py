@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +42,7 @@ class Fake:
     most: int = 0
     now: int = 0
     server: asyncio.Server | None = None
+    pages: dict[str, Callable[[], tuple[str, bytes]]] = field(default_factory=dict)  # kind, content
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -63,11 +64,17 @@ class Fake:
     ) -> bool:
         """Does the connection stay?"""
         manners = self.manners
+        if path in self.pages and (path != "/pool/state" or not manners.key):
+            return page(writer, *self.pages[path]())
         if manners.key and fields.get("authorization") != f"bearer {manners.key}":
             return whole(writer, 401, "a key is needed")
         if path == "/v1/models":
             data = {"data": [{"id": name} for name in manners.models]}
             return whole(writer, 200, data)
+        if path in self.pages:
+            return page(writer, *self.pages[path]())
+        if not body:
+            return whole(writer, 404, f"no {path}")
         asked = json.loads(body)
         refusal = self.refusal(path, asked)
         if refusal:
@@ -96,7 +103,7 @@ class Fake:
 
     async def stream(self, path: str, asked: dict[str, Any], writer: asyncio.StreamWriter) -> bool:
         manners, is_chat = self.manners, path.endswith("chat/completions")
-        prompt = asked["messages"][0]["content"] if is_chat else asked["prompt"]
+        prompt = asked["messages"][-1]["content"] if is_chat else asked["prompt"]
         words = len(prompt) if isinstance(prompt, list) else len(prompt.split())
         counted = words if isinstance(prompt, list) else manners.fixed + manners.per_word * words
         tokens = asked.get("max_tokens") or asked["max_completion_tokens"]
@@ -113,6 +120,8 @@ class Fake:
         while sent < tokens:
             if sent:
                 await asyncio.sleep(manners.step_s)
+            if writer.is_closing():
+                return False
             if manners.breaks_after is not None and sent >= manners.breaks_after:
                 return False
             if manners.errs_after is not None and sent >= manners.errs_after:
@@ -149,6 +158,12 @@ def whole(writer: asyncio.StreamWriter, status: int, content: Any) -> bool:
     body = json.dumps(error).encode()
     head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return True
+
+
+def page(writer: asyncio.StreamWriter, kind: str, content: bytes) -> bool:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\n\r\n"
+    writer.write(head.encode() + content)
     return True
 
 

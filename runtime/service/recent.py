@@ -1,0 +1,192 @@
+"""The last minute of a pool: spans of turns and once-a-second levels, read off its tables.
+
+`note` goes where the journal goes, after each event that was applied; `keep` where a request is
+taken before its slot is released. Letters: G instances, M models.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.core import NS, RequestPhase, Stage
+from runtime.pool.state import Record, State
+from runtime.slo import gap_quantile_s
+from runtime.timeline.spans import SpanKind
+
+KEPT_S = 60  # of levels
+SHOWN_S = 30  # of spans
+MOST_SPANS = 3000
+OVER_S = 10  # quantiles are of the requests and gaps of so many seconds
+KIND_OF: dict[int, int] = {
+    Stage.DOWN: SpanKind.DOWN,
+    Stage.COMMANDED: SpanKind.SWITCH,
+    Stage.BLOCKED: SpanKind.BLOCKED,
+    Stage.KV_IN: SpanKind.KV_IN,
+    Stage.PREFILL: SpanKind.PREFILL,
+    Stage.DECODE: SpanKind.DECODE,
+}
+
+
+class Span(NamedTuple):
+    instance: int
+    kind: int  # SpanKind
+    model: int
+    start_ns: int
+    end_ns: int
+    n: int  # requests of its batch when it ended
+
+
+class Level(NamedTuple):
+    """Of one second, at its end."""
+
+    time_ns: int
+    in_flight: int
+    waiting: int  # owned by no turn
+    emitted: npt.NDArray[np.int64]  # [M] tokens so far
+    on_time: npt.NDArray[np.int64]  # [M]
+    first_s: list[float]  # TTFT of the requests that had their first token within it
+    gaps: npt.NDArray[np.int64]  # histogram so far (slo.py)
+
+
+class Recent:
+    """`count` gives the requests of an instance's batch; called when a span ends."""
+
+    def __init__(self, state: State, count: Callable[[int], int] | None = None) -> None:
+        self.state = state
+        self.count = count or (lambda g: 0)
+        self.spans: deque[Span] = deque(maxlen=MOST_SPANS)
+        self.levels: deque[Level] = deque(maxlen=KEPT_S + 1)
+        self.stage = state.instances["stage"]
+        self.seen = self.stage.copy()
+        self.model = state.instances["model"]
+        self.seen_model = self.model.copy()
+        self.since_ns = np.zeros(len(self.seen), np.int64)
+        self.gone_emitted = np.zeros(len(state.models), np.int64)
+        self.gone_on_time = np.zeros(len(state.models), np.int64)
+        self.first_s: list[float] = []
+        self.sampled_ns = 0
+        self.ended = dict.fromkeys(RequestPhase, 0)
+        self._sample(0)
+
+    @property
+    def now_ns(self) -> int:
+        return int(self.state.pool["now_ns"][0])
+
+    def note(self, event: Record) -> None:
+        """After each event."""
+        now_ns = int(event["time_ns"])
+        if (self.stage != self.seen).any() or (self.model != self.seen_model).any():
+            self._note_stages(now_ns)
+        if now_ns >= self.sampled_ns + NS:
+            self._sample(now_ns)
+
+    def keep(self, slot: int) -> None:
+        """A request has ended and will be released."""
+        request = self.state.requests[slot]
+        model = int(request["model"])
+        self.gone_emitted[model] += request["emitted_tokens"]
+        self.gone_on_time[model] += request["on_time_tokens"]
+        self.ended[RequestPhase(int(request["phase"]))] += 1
+        first_ns = int(request["first_token_ns"])
+        if first_ns > self.sampled_ns:
+            self.first_s.append((first_ns - int(request["arrival_ns"])) / NS)
+
+    def open_spans(self, now_ns: int) -> list[Span]:
+        """What is under way, as if it ended now."""
+        instances = range(len(self.seen))
+        found = [self._span(g, int(self.stage[g]), now_ns) for g in instances]
+        return [span for span in found if span is not None]
+
+    def _note_stages(self, now_ns: int) -> None:
+        changed = (self.stage != self.seen) | (self.model != self.seen_model)
+        for g in np.flatnonzero(changed).tolist():
+            span = self._span(g, int(self.seen[g]), now_ns)
+            if span is not None:
+                self._add(span)
+            self.since_ns[g] = now_ns
+            self.seen[g], self.seen_model[g] = self.stage[g], self.model[g]
+
+    def _span(self, g: int, stage: int, now_ns: int) -> Span | None:
+        kind, since_ns = KIND_OF.get(stage), int(self.since_ns[g])
+        if kind is None or since_ns >= now_ns:
+            return None
+        return Span(g, kind, int(self.seen_model[g]), since_ns, now_ns, self.count(g))
+
+    def _add(self, span: Span) -> None:
+        """Prefills and decodes of a turn that follow each other are kept apart, equals joined."""
+        last = self.spans[-1] if self.spans else None
+        if last is not None and last[:3] == span[:3] and last.end_ns == span.start_ns:
+            self.spans[-1] = last._replace(end_ns=span.end_ns, n=span.n)
+        else:
+            self.spans.append(span)
+
+    def _sample(self, now_ns: int) -> None:
+        state = self.state
+        requests, models = state.requests, len(state.models)
+        live = requests[requests["phase"] != RequestPhase.FREE]
+        new = live[live["first_token_ns"] > self.sampled_ns]
+        waits_s = (new["first_token_ns"] - new["arrival_ns"]) / NS
+        model = live["model"]
+        emitted = np.bincount(model, live["emitted_tokens"], models).astype(np.int64)
+        on_time = np.bincount(model, live["on_time_tokens"], models).astype(np.int64)
+        self.levels.append(
+            Level(
+                time_ns=now_ns,
+                in_flight=int(state.pool["in_flight"][0]),
+                waiting=int(state.pool["claimable"][0]),
+                emitted=self.gone_emitted + emitted,
+                on_time=self.gone_on_time + on_time,
+                first_s=[*self.first_s, *waits_s.tolist()],
+                gaps=state.gaps.copy(),
+            )
+        )
+        self.first_s = []
+        self.sampled_ns = now_ns
+
+
+def curves(recent: Recent) -> dict[str, Any]:
+    """Columns of equal length, a row a second: what was so in the second before `time_s`.
+
+    `attainment`: tokens on time of those emitted, and the quantiles, over OVER_S seconds; null
+    where there was none.
+    """
+    levels = list(recent.levels)
+    rows = []
+    for i in range(1, len(levels)):
+        level, before, then = levels[i], levels[i - 1], levels[max(0, i - OVER_S)]
+        first_s = [s for past in levels[max(1, i - OVER_S + 1) : i + 1] for s in past.first_s]
+        emitted = int((level.emitted - then.emitted).sum())
+        gaps = level.gaps - then.gaps
+        seconds = max(1e-9, (level.time_ns - before.time_ns) / NS)
+        rows.append(
+            {
+                "time_s": level.time_ns / NS,
+                "in_flight": level.in_flight,
+                "waiting": level.waiting,
+                "tokens_s": float((level.emitted - before.emitted).sum()) / seconds,
+                "attainment": share(int((level.on_time - then.on_time).sum()), emitted),
+                "ttft_p50_s": quantile(first_s, 0.5),
+                "ttft_p99_s": quantile(first_s, 0.99),
+                "tbt_p50_s": gap_quantile_s(gaps, 0.5) if gaps.any() else None,
+                "tbt_p99_s": gap_quantile_s(gaps, 0.99) if gaps.any() else None,
+            }
+        )
+    names = ("time_s", "in_flight", "waiting", "tokens_s", "attainment")
+    names += ("ttft_p50_s", "ttft_p99_s", "tbt_p50_s", "tbt_p99_s")
+    return {name: [rounded(row[name]) for row in rows] for name in names}
+
+
+def share(part: int, whole: int) -> float | None:
+    return part / whole if whole > 0 else None
+
+
+def quantile(values: list[float], q: float) -> float | None:
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(q * len(ranked)))] if ranked else None
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
