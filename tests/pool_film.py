@@ -9,10 +9,10 @@ from runtime.catalog import assign_checkpoints
 from runtime.core import NS, Command, PoolSpec, SloSpec
 from runtime.emulator.profile import load_profile
 from runtime.emulator.run import build_state, run
-from runtime.pool import lists
 from runtime.pool.placement import preload
-from runtime.pool.state import LISTS_PER_INSTANCE, Record, State, Table, grow_requests
+from runtime.pool.state import Record, State, Table, grow_requests
 from runtime.pool.transitions import Outcome, apply, release
+from runtime.service.messages import End
 from runtime.service.recent import Recent
 from runtime.service.snapshot_view import snapshot
 from traces.market import MarketSpec, generate
@@ -39,11 +39,7 @@ class Projector:
     """A pool that repeats a journal, and the Recent beside it."""
 
     def __init__(self, state: State) -> None:
-        self.state, self.recent = state, Recent(state, self.batch)
-
-    def batch(self, g: int) -> int:
-        first = 2 * len(self.state.models) + LISTS_PER_INSTANCE * g
-        return int(self.state.lists["count"][first + lists.BATCH])
+        self.state, self.recent = state, Recent(state)
 
     def feed(self, event: Record) -> None:
         outcome = apply(self.state, event)
@@ -51,11 +47,11 @@ class Projector:
             grow_requests(self.state)
             outcome = apply(self.state, event)
         assert outcome == Outcome.OK
-        self.recent.note(event)
+        self.recent.on_event(event, "")
         commands = self.state.pool["commands"]
         for kind, slot in self.state.outbox[: int(commands[0])].tolist():
             if kind == Command.RETIRE:
-                self.recent.keep(slot)
+                self.recent.on_end(None, self.state.requests[slot], End.LENGTH, 0)
                 release(self.state, slot)
         commands[0] = 0
 
@@ -84,7 +80,7 @@ def film(
     decisions = 0
     for event in journal:
         while event["time_ns"] > at_ns:
-            status = {**STATUS, "answers": {"policy": decisions, "late": decisions // 900}}
+            status = {**STATUS, "answers": {"policy": decisions, "late": decisions // 100}}
             yield snapshot(state, names, projector.recent, now_ns=at_ns, policy=status)
             at_ns += round(step_s * NS)
         projector.feed(event)

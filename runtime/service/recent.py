@@ -1,18 +1,20 @@
 """The last minute of a pool: spans of turns and once-a-second levels, read off its tables.
 
-`note` goes where the journal goes, after each event that was applied; `keep` where a request is
-taken before its slot is released. Letters: G instances, M models.
+Letters: G instances, M models.
 """
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.core import NS, RequestPhase, Stage
-from runtime.pool.state import Record, State
+from runtime.pool import lists
+from runtime.pool.state import LISTS_PER_INSTANCE, Record, State
+from runtime.service.book import Entry
+from runtime.service.messages import End
+from runtime.service.observer import Observer
 from runtime.slo import gap_quantile_s
 from runtime.timeline.spans import SpanKind
 
@@ -51,12 +53,11 @@ class Level(NamedTuple):
     gaps: npt.NDArray[np.int64]  # histogram so far (slo.py)
 
 
-class Recent:
-    """`count` gives the requests of an instance's batch; called when a span ends."""
+class Recent(Observer):
+    """Hears of each event after it was applied, and of each end before its slot is released."""
 
-    def __init__(self, state: State, count: Callable[[int], int] | None = None) -> None:
+    def __init__(self, state: State) -> None:
         self.state = state
-        self.count = count or (lambda g: 0)
         self.spans: deque[Span] = deque(maxlen=MOST_SPANS)
         self.levels: deque[Level] = deque(maxlen=KEPT_S + 1)
         self.stage = state.instances["stage"]
@@ -75,17 +76,21 @@ class Recent:
     def now_ns(self) -> int:
         return int(self.state.pool["now_ns"][0])
 
-    def note(self, event: Record) -> None:
-        """After each event."""
+    def on_event(self, event: Record, source: str) -> None:
         now_ns = int(event["time_ns"])
         if (self.stage != self.seen).any() or (self.model != self.seen_model).any():
             self._note_stages(now_ns)
+        self.advance(now_ns)
+
+    def advance(self, now_ns: int) -> None:
+        """Time has passed, perhaps without an event."""
         if now_ns >= self.sampled_ns + NS:
             self._sample(now_ns)
 
-    def keep(self, slot: int) -> None:
-        """A request has ended and will be released."""
-        request = self.state.requests[slot]
+    def on_refusal(self, request_id: str, model: str, end: End, time_ns: int) -> None:
+        self.ended[RequestPhase.SHED] += 1
+
+    def on_end(self, entry: Entry | None, request: Record, end: End, time_ns: int) -> None:
         model = int(request["model"])
         self.gone_emitted[model] += request["emitted_tokens"]
         self.gone_on_time[model] += request["on_time_tokens"]
@@ -113,7 +118,11 @@ class Recent:
         kind, since_ns = KIND_OF.get(stage), int(self.since_ns[g])
         if kind is None or since_ns >= now_ns:
             return None
-        return Span(g, kind, int(self.seen_model[g]), since_ns, now_ns, self.count(g))
+        return Span(g, kind, int(self.seen_model[g]), since_ns, now_ns, self._batch(g))
+
+    def _batch(self, g: int) -> int:
+        first = 2 * len(self.state.models) + LISTS_PER_INSTANCE * g
+        return int(self.state.lists["count"][first + lists.BATCH])
 
     def _add(self, span: Span) -> None:
         """Prefills and decodes of a turn that follow each other are kept apart, equals joined."""

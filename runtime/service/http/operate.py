@@ -140,7 +140,11 @@ def page_routes(folder: Path = PAGE) -> APIRouter:
 
 def add_file(router: APIRouter, route: str, path: Path) -> None:
     async def serve() -> Response:
-        headers = {"x-content-type-options": "nosniff", "cache-control": "no-cache"}
+        headers = {
+            "x-content-type-options": "nosniff",
+            "x-frame-options": "DENY",
+            "cache-control": "no-cache",
+        }
         return FileResponse(path, headers=headers)
 
     router.add_api_route(route, serve, methods=["GET"], include_in_schema=False)

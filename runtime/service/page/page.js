@@ -492,7 +492,10 @@ async function send(event) {
     if (error.name !== "AbortError") say("error", error.message, "error");
   }
   if (said) talk.push({ role: "assistant", content: said });
-  else talk.pop();
+  else {
+    talk.pop();
+    shown.parentElement.remove();
+  }
   const took = (performance.now() - asked) / 1000;
   text($("chat-note"), first === null ? "" : `first token ${seconds((first - asked) / 1000)}` +
     (tokens ? `, ${tokens} tokens in ${seconds(took)}` : `, ${seconds(took)} in all`));
