@@ -49,14 +49,22 @@ def error_text(body: bytes) -> str:
     return " ".join((text or body[:200].decode("utf-8", "replace")).split())
 
 
+def has_text(choice: Choice) -> bool:
+    delta = choice.delta
+    if delta is None:
+        return bool(choice.text)
+    return bool(delta.content or delta.reasoning_content or delta.reasoning)
+
+
 class Answer:
     """Fed event by event; times are seconds of `perf_counter`."""
 
-    __slots__ = ("at_s", "counted", "error", "finish", "is_done", "usage")
+    __slots__ = ("at_s", "counted", "end_s", "error", "finish", "is_done", "usage")
 
     def __init__(self) -> None:
         self.at_s = array("d")  # of each event that brought text
         self.counted = array("q")  # tokens so far where the event says, else -1
+        self.end_s: float | None = None  # of an end without text: it may have had a token
         self.usage = Usage()
         self.finish: str | None = None
         self.error: str | None = None
@@ -81,12 +89,9 @@ class Answer:
     def _feed(self, choice: Choice, usage: Usage | None) -> None:
         if choice.finish_reason is not None:
             self.finish = choice.finish_reason
-        delta = choice.delta
-        if delta is not None:
-            has_token = bool(delta.content or delta.reasoning_content or delta.reasoning)
-        else:  # a token may have no text yet; the last event may have no token
-            has_token = bool(choice.text) or (choice.text == "" and choice.finish_reason is None)
-        if has_token:
+            self.end_s = None if has_text(choice) else perf_counter()
+        is_empty = choice.delta is None and choice.text == "" and choice.finish_reason is None
+        if has_text(choice) or is_empty:  # a token may have no text yet
             self.at_s.append(perf_counter())
             tokens = usage.completion_tokens if usage is not None else None
             self.counted.append(-1 if tokens is None else tokens)
@@ -98,10 +103,18 @@ class Answer:
         is_whole = self.at_s and self.finish is not None and self.error is None
         return stated if is_whole and stated is not None else len(self.at_s)
 
+    @property
+    def is_exact(self) -> bool:
+        """Is it known when each token came?"""
+        missing = self.tokens - len(self.at_s)
+        return missing == (self.end_s is not None) or missing == 0 or self.counted[0] > 0
+
     def token_s(self) -> npt.NDArray[np.float64]:
         """When each token came. Where events bring more than one and do not say how many, tokens
         are spread evenly over events; each counts as come when its event came."""
         at_s, n = np.frombuffer(self.at_s, np.float64), self.tokens
+        if len(at_s) == n - 1 and self.end_s is not None:
+            return np.append(at_s, self.end_s)
         if len(at_s) == n or not len(at_s):
             return at_s.copy()
         counted = np.frombuffer(self.counted, np.int64)

@@ -105,7 +105,7 @@ def warnings(load: Load, row: Mapping[str, Any]) -> list[str]:
 def spread(load: Load) -> list[str]:
     """Answers whose events brought several tokens without telling how many each."""
     answers = [o.answer for o in load.outcomes if o.answer.at_s]
-    many = sum(a.tokens != len(a.at_s) and a.counted[0] < 0 for a in answers)
+    many = sum(not answer.is_exact for answer in answers)
     if not many:
         return []
     return [

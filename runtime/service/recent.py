@@ -156,6 +156,12 @@ class Recent(Observer):
         self.sampled_ns = now_ns
 
 
+CURVES = (
+    *("time_s", "in_flight", "waiting", "tokens_s", "attainment"),
+    *("ttft_p50_s", "ttft_p99_s", "tbt_p50_s", "tbt_p99_s"),
+)
+
+
 def curves(recent: Recent) -> dict[str, Any]:
     """Columns of equal length, a row a second: what was so in the second before `time_s`.
 
@@ -183,9 +189,7 @@ def curves(recent: Recent) -> dict[str, Any]:
                 "tbt_p99_s": gap_quantile_s(gaps, 0.99) if gaps.any() else None,
             }
         )
-    names = ("time_s", "in_flight", "waiting", "tokens_s", "attainment")
-    names += ("ttft_p50_s", "ttft_p99_s", "tbt_p50_s", "tbt_p99_s")
-    return {name: [rounded(row[name]) for row in rows] for name in names}
+    return {name: [rounded(row[name]) for row in rows] for name in CURVES}
 
 
 def share(part: int, whole: int) -> float | None:

@@ -33,7 +33,9 @@ from runtime.service.logs import Logs
 from runtime.service.messages import Call, Reply
 from runtime.service.metrics import Metrics
 from runtime.service.operations import Operations
+from runtime.service.recent import Recent
 from runtime.service.recorder import Recorder, moment_of
+from runtime.service.snapshot_view import snapshot
 from runtime.service.sources import make
 from runtime.service.spec import ServiceSpec
 from runtime.service.telemetry import Telemetry, telemetry
@@ -42,6 +44,7 @@ log = logging.getLogger("aegaeon_rl.service")
 HTTP_END_S = 5.0  # for its last answers
 LAST_S = 2.0  # for requests that the limit of the drain cut
 RESTART_S = 0.5  # between an unwanted end of HTTP's process and the next
+REST_S = 0.3  # between two snapshots of the pool
 POLICY_S = 120.0  # for a policy's first start, which may compile
 
 
@@ -113,7 +116,8 @@ class Service:
             self.logs = Logs(spec.logs, controller.opening, moment)
         self.spans = telemetry(round(controller.began_s * 1e9))
         recorder = Recorder(self.metrics, controller.state, spec.policy.name, self.logs, self.spans)
-        controller.observers.append(recorder)
+        self.recent = Recent(controller.state)
+        controller.observers += [recorder, self.recent]
 
     async def _serve(
         self, listener: socket.socket, offers: Mapping[str, Offer], on_up: Callable[[Up], None]
@@ -231,6 +235,7 @@ class Operator:
     def __init__(self, service: Service, agent: NodeAgent) -> None:
         self.service, self.agent = service, agent
         self.controller, self.metrics = service.controller, service.metrics
+        self.looked_s, self.shown = -REST_S, dict[str, Any]()
         self.pinned = {name for name, source in agent.sources.items() if source.is_pinned}
 
     @property
@@ -252,7 +257,20 @@ class Operator:
         return self.controller.status
 
     def snapshot(self) -> Any:
-        return self.service.operations.state()
+        """At most one a REST_S is made, however many pages look."""
+        now_s = time.monotonic()
+        if now_s >= self.looked_s + REST_S:
+            self.looked_s, recent = now_s, self.service.recent
+            recent.advance(self.controller.now_ns)
+            self.shown = snapshot(
+                self.state,
+                self.names,
+                recent,
+                now_ns=self.controller.now_ns,
+                status=self.status,
+                policy=self.decider.status(),
+            )
+        return self.shown
 
     def drain(self) -> None:
         self.service.end()

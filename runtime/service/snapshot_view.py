@@ -94,8 +94,8 @@ def models(
             "attainment": rounded(share(int(on_time[m]), int(emitted[m]))),
             "tokens": int(last.emitted[m]),
             "weight_bytes": int(rows["weight_bytes"][m]),
-            "ttft_s": rows["ttft_ns"][m] / NS,
-            "tbt_s": rows["tbt_ns"][m] / NS,
+            "ttft_s": float(rows["ttft_ns"][m]) / NS,
+            "tbt_s": float(rows["tbt_ns"][m]) / NS,
         }
         for m, name in enumerate(names)
     ]
@@ -110,12 +110,13 @@ def instance(state: State, g: int, recent: Recent, now_ns: int) -> dict[str, Any
     stage = Stage(int(row["stage"]))
     first = 2 * len(state.models) + LISTS_PER_INSTANCE * g
     count = state.lists["count"]
-    held = [
+    held: list[dict[str, Any]] = [
         {"model": int(slot["model"]), "state": SlotState(int(slot["state"])).name.lower()}
         for slot in state.slots[g]
         if slot["state"] != SlotState.EMPTY
     ]
-    weights = int(state.models["weight_bytes"][[slot["model"] for slot in held]].sum())
+    sizes = state.models["weight_bytes"]
+    weights = sum(int(sizes[slot["model"]]) for slot in held)
     model = int(row["model"])
     return {
         "stage": stage.name.lower(),

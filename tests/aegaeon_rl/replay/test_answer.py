@@ -46,6 +46,14 @@ def test_event_that_is_no_chunk_is_an_error(broken: bytes) -> None:
     assert answer.tokens == 1
 
 
+def test_last_token_without_text_came_with_the_end() -> None:
+    events = [{"choices": [{"text": "x"}]}, {"choices": [{"text": "", "finish_reason": "length"}]}]
+    usage = {"choices": [], "usage": {"completion_tokens": 2}}
+    answer = fed(*events, usage)
+    assert answer.is_exact
+    assert answer.token_s().tolist() == [answer.at_s[0], answer.end_s]
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     at_s=st.lists(st.floats(0, 100), min_size=1, max_size=40).map(sorted), tokens=st.integers(0, 90)
