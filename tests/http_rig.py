@@ -64,11 +64,14 @@ def served(
     *,
     limits: Limits | None = None,
     keys_file: Path | None = None,
+    send_buffer_bytes: int | None = None,
 ) -> Iterator[Served]:
     keys = str(keys_file) if keys_file is not None else None
     spec = ServerSpec(port=0, limits=limits or Limits(), keys_file=keys)
     listener = bind(spec)
     url, address = url_of(listener), listener.getsockname()[:2]
+    if send_buffer_bytes is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     link = controller.start()
 
     def run() -> None:

@@ -11,6 +11,7 @@ from runtime.service.http.errors import ApiError
 
 HEAD_BYTES = 64 << 10  # request line and headers
 HEAD_S = 15.0  # for them to arrive, from the connection or from their first byte
+STALL_S = 60.0  # a client that takes nothing of what waits for it this long is hung up on
 
 
 class Connection(HttpToolsProtocol):
@@ -19,6 +20,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._has_head = False  # of the message under way
         self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -26,7 +28,17 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_stalling()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stop_stalling()
+        self._stall_timer = self.loop.call_later(STALL_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_stalling()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -71,6 +83,11 @@ class Connection(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _stop_stalling(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _head_is_late(self) -> None:
         if self._head_bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from starlette.responses import Response
 
 from runtime.service.http.answer import Answer
 from runtime.service.http.cards import Card
-from runtime.service.http.errors import ApiError, too_many
+from runtime.service.http.errors import ApiError, printable, too_many
 from runtime.service.http.fields import Common
 from runtime.service.http.generation import Generation
 from runtime.service.http.keys import Client, Keyring
@@ -24,7 +25,17 @@ from runtime.service.spec import Limits
 
 INLINE_CHARACTERS = 8192  # longer texts are tokenized in a thread: other streams go on meanwhile
 
+LOOPBACK = re.compile(r"(localhost|.*\.localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?", re.I)
+
 T = TypeVar("T")
+
+
+def check_host(host: str | None) -> None:
+    """Without keys a name that only resolves to this machine is refused: a page of elsewhere that
+    a browser here shows could otherwise ask and order (DNS rebinding). Raises ApiError (403)."""
+    if host is not None and not LOOPBACK.fullmatch(host):
+        reason = f"host {printable(host)[:80]!r}: expected localhost where there are no API keys"
+        raise ApiError(403, reason, code="wrong_host")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,9 +49,13 @@ class Front:
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def client(self, request: Request) -> Client:
+        """Who asks. Raises ApiError: 401, or 403 for a page of elsewhere where keys are off."""
+        if not self.keys.is_on:
+            check_host(request.headers.get("host"))
         return self.keys.client(request.headers.get("authorization"))
 
     def admin(self, request: Request) -> Client:
+        self.client(request)
         return self.keys.admin(request.headers.get("authorization"))
 
     def check_room(self, requests: int) -> None:

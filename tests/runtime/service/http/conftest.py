@@ -31,13 +31,13 @@ def server() -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def http(server: Served) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=server.url, timeout=20) as client:
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(server: Served) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
         yield made

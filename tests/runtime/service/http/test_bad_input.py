@@ -239,19 +239,19 @@ def test_odd_request_ids_are_replaced(http: httpx2.Client) -> None:
 RAW = [
     (b"nonsense\r\n\r\n", b"400"),
     (b"GET /v1/models HTTP/9.9\r\n\r\n", b"400"),
-    (b"GET / HTTP/1.1\r\nhost: x\r\nbig: " + b"x" * 100_000 + b"\r\n\r\n", b"431"),
-    (b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", b"431"),
+    (b"GET / HTTP/1.1\r\nhost: localhost\r\nbig: " + b"x" * 100_000 + b"\r\n\r\n", b"431"),
+    (b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", b"431"),
     (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 50_000 + b"\r\n", b"431"),
-    (b"GET / HTTP/1.1\r\nhost: x\r\nbig: " + b"x" * 300_000, b"431"),
-    (b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n", b"400"),
-    (b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n", b"400"),
+    (b"GET / HTTP/1.1\r\nhost: localhost\r\nbig: " + b"x" * 300_000, b"431"),
+    (b"GET /\xff HTTP/1.1\r\nhost: localhost\r\n\r\n", b"400"),
+    (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n", b"400"),
     (
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"transfer-encoding: chunked\r\n\r\nZZ\r\n",
         b"400",
     ),
     (
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"content-length: 99999999999\r\n\r\n",
         b"413",
     ),

@@ -34,7 +34,7 @@ def soon(holds: Callable[[], bool], within_s: float = 10) -> bool:
 
 def posted(body: bytes, *, headers: bytes = b"", length: int | None = None) -> bytes:
     size = b"content-length: %d\r\n" % (len(body) if length is None else length)
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n" + JSON + size + headers
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n" + JSON + size + headers
     return head + b"\r\n" + body
 
 
@@ -89,7 +89,7 @@ def test_requests_of_a_client_that_leaves_are_dropped(
 
 
 def test_a_client_that_does_not_read_holds_up_nobody() -> None:
-    with served(FakeController(step_s=0)) as server:
+    with served(FakeController(), send_buffer_bytes=4096) as server:
         body = {**GOOD, "prompt": "say", "max_tokens": 500, "logprobs": 20, "n": 16, "stream": True}
         with socket.socket() as idle:
             idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -99,6 +99,34 @@ def test_a_client_that_does_not_read_holds_up_nobody() -> None:
             for _ in range(5):
                 answer = httpx2.post(f"{server.url}/v1/completions", json=GOOD, timeout=20)
                 assert answer.json()["choices"][0]["text"] == "x"
+
+
+def test_a_client_that_takes_nothing_for_long_is_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "STALL_S", 0.3)
+    body = {**GOOD, "prompt": "say", "max_tokens": 500, "logprobs": 20, "n": 16, "stream": True}
+    with (
+        served(FakeController(step_s=0.01), send_buffer_bytes=4096) as server,
+        socket.socket() as idle,
+    ):
+        idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        idle.connect(server.address)
+        idle.sendall(posted(json.dumps(body).encode()))
+        assert soon(lambda: len(server.controller.drops) == 16)
+
+
+def test_a_name_of_elsewhere_is_refused_where_there_are_no_keys(server: Served) -> None:
+    url = f"{server.url}/v1/models"
+    for host, status in {
+        "evil.example:8000": 403,
+        "127.0.0.1.evil.example": 403,
+        "localhost:9": 200,
+        "[::1]:9": 200,
+    }.items():
+        assert httpx2.get(url, headers={"host": host}).status_code == status
+    admin = httpx2.get(f"{server.url}/admin/state", headers={"host": "evil.example"})
+    assert admin.json()["error"]["code"] == "wrong_host"
 
 
 def test_a_controller_that_goes_is_503_for_all_and_ends_the_server() -> None:

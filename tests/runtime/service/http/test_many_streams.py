@@ -22,7 +22,7 @@ async def streamed(server: Served) -> bytes:
         "stream_options": {"include_usage": True},
     }
     content = json.dumps(body).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
     kind = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(content)
     writer.write(head + kind + content)
     received = await reader.read(-1)
