@@ -151,7 +151,9 @@ def templated(card: Card, messages: Sequence[Message]) -> list[int]:
 
 async def chat(front: Front, request: Request) -> Response:
     client = front.client(request)
-    content = decoded(await read_body(request, front.limits))
+    raw = await read_body(request, front.limits)
+    front.check_room(1)
+    content = decoded(raw)
     body = checked(content, ChatBody, UNSUPPORTED)
     body.check()
     logprobs = body.wanted_logprobs

@@ -134,7 +134,9 @@ def joined(pieces: Sequence[Piece]) -> Piece:
 
 async def complete(front: Front, request: Request) -> Response:
     client = front.client(request)
-    content = decoded(await read_body(request, front.limits))
+    raw = await read_body(request, front.limits)
+    front.check_room(1)
+    content = decoded(raw)
     body = checked(content, CompletionBody, UNSUPPORTED)
     body.check()
     card = card_of(front.cards, body.model)
