@@ -58,7 +58,7 @@ class Browser:
         """The first true value of the expression."""
         end_s = time.monotonic() + within_s
         while time.monotonic() < end_s:
-            value = self.value(script)
+            value = self.value(f"(() => {{ try {{ return {script} }} catch {{ return null }} }})()")
             if value:
                 return value
             time.sleep(0.05)

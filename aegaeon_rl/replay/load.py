@@ -101,7 +101,7 @@ class Load:
         except asyncio.CancelledError:
             if not self.is_interrupted:
                 raise
-            await asyncio.gather(*self.in_flight)
+            await asyncio.gather(*self.in_flight, return_exceptions=True)
         finally:
             loop.remove_signal_handler(signal.SIGINT)
             self.door.close()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from runtime.core import NS, RequestPhase, Stage
 from runtime.pool import lists
-from runtime.pool.state import LISTS_PER_INSTANCE, Record, State
+from runtime.pool.state import LISTS_PER_INSTANCE, Record, State, Table
 from runtime.service.book import Entry
 from runtime.service.messages import End
 from runtime.service.observer import Observer
@@ -22,6 +22,7 @@ KEPT_S = 60  # of levels
 SHOWN_S = 30  # of spans
 MOST_SPANS = 3000
 OVER_S = 10  # quantiles are of the requests and gaps of so many seconds
+OPEN = (RequestPhase.WAITING, RequestPhase.READY, RequestPhase.RUNNING)
 KIND_OF: dict[int, int] = {
     Stage.DOWN: SpanKind.DOWN,
     Stage.COMMANDED: SpanKind.SWITCH,
@@ -49,6 +50,7 @@ class Level(NamedTuple):
     waiting: int  # owned by no turn
     emitted: npt.NDArray[np.int64]  # [M] tokens so far
     on_time: npt.NDArray[np.int64]  # [M]
+    missed: npt.NDArray[np.int64]  # [M] that came late so far, or are overdue now
     first_s: list[float]  # TTFT of the requests that had their first token within it
     gaps: npt.NDArray[np.int64]  # histogram so far (slo.py)
 
@@ -67,6 +69,7 @@ class Recent(Observer):
         self.since_ns = np.zeros(len(self.seen), np.int64)
         self.gone_emitted = np.zeros(len(state.models), np.int64)
         self.gone_on_time = np.zeros(len(state.models), np.int64)
+        self.gone = np.zeros(len(state.models), np.int64)
         self.first_s: list[float] = []
         self.sampled_ns = 0
         self.ended = dict.fromkeys(RequestPhase, 0)
@@ -92,6 +95,7 @@ class Recent(Observer):
 
     def on_end(self, entry: Entry | None, request: Record, end: End, time_ns: int) -> None:
         model = int(request["model"])
+        self.gone[model] += 1
         self.gone_emitted[model] += request["emitted_tokens"]
         self.gone_on_time[model] += request["on_time_tokens"]
         self.ended[RequestPhase(int(request["phase"]))] += 1
@@ -120,6 +124,18 @@ class Recent(Observer):
             return None
         return Span(g, kind, int(self.seen_model[g]), since_ns, now_ns, self._batch(g))
 
+    def _overdue(self, live: Table, now_ns: int) -> npt.NDArray[np.int64]:
+        """Tokens that each request should have by now and has not; as if its answer were as long as
+        those of its model before it, for nobody knows."""
+        model = live["model"]
+        rows = self.state.models[model]
+        waited_ns = now_ns - live["arrival_ns"] - rows["ttft_ns"]
+        due = np.where(waited_ns < 0, 0, waited_ns // rows["tbt_ns"] + 1)
+        usual = self.gone_emitted[model] // np.maximum(1, self.gone[model])
+        due = np.minimum(due, np.maximum(usual, live["emitted_tokens"] + 1))
+        is_open = np.isin(live["phase"], OPEN)
+        return np.where(is_open, np.maximum(0, due - live["emitted_tokens"]), 0)
+
     def _batch(self, g: int) -> int:
         first = 2 * len(self.state.models) + LISTS_PER_INSTANCE * g
         return int(self.state.lists["count"][first + lists.BATCH])
@@ -141,6 +157,7 @@ class Recent(Observer):
         model = live["model"]
         emitted = np.bincount(model, live["emitted_tokens"], models).astype(np.int64)
         on_time = np.bincount(model, live["on_time_tokens"], models).astype(np.int64)
+        overdue = np.bincount(model, self._overdue(live, now_ns), models).astype(np.int64)
         self.levels.append(
             Level(
                 time_ns=now_ns,
@@ -148,6 +165,7 @@ class Recent(Observer):
                 waiting=int(state.pool["claimable"][0]),
                 emitted=self.gone_emitted + emitted,
                 on_time=self.gone_on_time + on_time,
+                missed=self.gone_emitted - self.gone_on_time + emitted - on_time + overdue,
                 first_s=[*self.first_s, *waits_s.tolist()],
                 gaps=state.gaps.copy(),
             )
@@ -162,18 +180,27 @@ CURVES = (
 )
 
 
+def attainment(then: Level, now: Level) -> npt.NDArray[np.float64]:
+    """[M + 1] of each model, and of all: tokens on time of those that fell due meanwhile, a missed
+    one counted once, when it is overdue; NaN where none did."""
+    on_time = now.on_time - then.on_time
+    missed = np.maximum(0, now.missed - then.missed)  # who leaves owes nothing more
+    on_time, missed = np.append(on_time, on_time.sum()), np.append(missed, missed.sum())
+    due = on_time + missed
+    return np.where(due > 0, on_time / np.maximum(due, 1), np.nan)
+
+
 def curves(recent: Recent) -> dict[str, Any]:
     """Columns of equal length, a row a second: what was so in the second before `time_s`.
 
-    `attainment`: tokens on time of those emitted, and the quantiles, over OVER_S seconds; null
-    where there was none.
+    `attainment` (of the tokens that fell due) and the quantiles are over OVER_S seconds; null where
+    there was none.
     """
     levels = list(recent.levels)
     rows = []
     for i in range(1, len(levels)):
         level, before, then = levels[i], levels[i - 1], levels[max(0, i - OVER_S)]
         first_s = [s for past in levels[max(1, i - OVER_S + 1) : i + 1] for s in past.first_s]
-        emitted = int((level.emitted - then.emitted).sum())
         gaps = level.gaps - then.gaps
         seconds = max(1e-9, (level.time_ns - before.time_ns) / NS)
         rows.append(
@@ -182,7 +209,7 @@ def curves(recent: Recent) -> dict[str, Any]:
                 "in_flight": level.in_flight,
                 "waiting": level.waiting,
                 "tokens_s": float((level.emitted - before.emitted).sum()) / seconds,
-                "attainment": share(int((level.on_time - then.on_time).sum()), emitted),
+                "attainment": known(attainment(then, level)[-1]),
                 "ttft_p50_s": quantile(first_s, 0.5),
                 "ttft_p99_s": quantile(first_s, 0.99),
                 "tbt_p50_s": gap_quantile_s(gaps, 0.5) if gaps.any() else None,
@@ -190,6 +217,11 @@ def curves(recent: Recent) -> dict[str, Any]:
             }
         )
     return {name: [rounded(row[name]) for row in rows] for name in CURVES}
+
+
+def known(value: float) -> float | None:
+    """NaN is not."""
+    return None if value != value else float(value)
 
 
 def share(part: int, whole: int) -> float | None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from runtime.core import NONE, NS, KvPlace, RequestPhase, SlotState, Stage
 from runtime.pool import lists
 from runtime.pool.state import LISTS_PER_INSTANCE, State, Table
-from runtime.service.recent import SHOWN_S, Recent, curves, rounded, share
+from runtime.service.recent import OPEN, SHOWN_S, Recent, attainment, curves, known, rounded, share
 from runtime.timeline.spans import SpanKind
 
 SCHEMA = "aegaeon-rl/pool/1"
@@ -82,7 +82,7 @@ def models(
     waits = phase == RequestPhase.WAITING
     np.minimum.at(oldest_ns, of[waits], live["arrival_ns"][waits])
     last, then = recent.levels[-1], recent.levels[0]
-    emitted, on_time = last.emitted - then.emitted, last.on_time - then.on_time
+    shares = attainment(then, last)
     return [
         {
             "name": name,
@@ -91,7 +91,7 @@ def models(
             "running": int(counts[RequestPhase.RUNNING][m]),
             "late": int(late[m]),
             "oldest_wait_s": rounded_s(now_ns - int(oldest_ns[m])),
-            "attainment": rounded(share(int(on_time[m]), int(emitted[m]))),
+            "attainment": rounded(known(shares[m])),
             "tokens": int(last.emitted[m]),
             "weight_bytes": int(rows["weight_bytes"][m]),
             "ttft_s": float(rows["ttft_ns"][m]) / NS,
@@ -99,9 +99,6 @@ def models(
         }
         for m, name in enumerate(names)
     ]
-
-
-OPEN = (RequestPhase.WAITING, RequestPhase.READY, RequestPhase.RUNNING)
 
 
 def instance(state: State, g: int, recent: Recent, now_ns: int) -> dict[str, Any]:

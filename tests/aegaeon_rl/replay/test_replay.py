@@ -1,7 +1,10 @@
 """`replay` end to end against a fake endpoint: what is sent, what is measured, what goes wrong."""
 
 import json
+import os
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +182,19 @@ def test_endpoint_that_dies_ends_the_replay(replay: Any) -> None:
     assert statuses["unsent"] > 30
     assert f"{statuses['unsent']} requests were not sent" in ended.out.replace("\n", " ")
     assert len(rows) == 60
+
+
+def test_interrupted_replay_keeps_what_it_measured(replay: Any) -> None:
+    with fake_openai(Manners(step_s=0.1)) as fake:
+        timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        ended, summary, _ = replay(fake, trace_of(200, 20.0))
+        timer.join()
+    assert ended.code == 130
+    statuses = summary["replay"]["statuses"]
+    assert statuses["cancelled"] + statuses["unsent"] + statuses["done"] == 200
+    assert statuses["unsent"] > 100
+    assert "Interrupted" in ended.out
 
 
 def test_kept_connections_serve_again(replay: Any) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pool_film import POOL, Projector, film, recorded
 
-from runtime.core import NONE, NS, RequestPhase, Stage
+from runtime.core import NONE, NS, EventKind, RequestPhase, Stage
+from runtime.pool.transitions import apply
 from runtime.service.recent import MOST_SPANS, OVER_S, Recent, curves
 from runtime.service.snapshot_view import SPAN_KINDS, snapshot
 from runtime.timeline.replay import timeline
@@ -107,6 +108,24 @@ def test_curves_add_up_to_the_totals(recording: Any) -> None:
     firsts = sum(len(level.first_s) for level in projector.recent.levels)
     assert firsts == projector.recent.ended[RequestPhase.DONE]
     assert len(times) > OVER_S
+
+
+def test_request_that_gets_no_token_counts_against_attainment(recording: Any) -> None:
+    """Nothing is served, so each request misses its first token at its deadline, once."""
+    state, journal, names = fresh(recording)
+    recent = Recent(state)
+    for event in journal[journal["kind"] == EventKind.ARRIVAL]:
+        apply(state, event)
+        recent.on_event(event, "")
+    before = recent.levels[-1]
+    recent.advance(recent.now_ns + 5 * NS)
+    shown = snapshot(state, names, recent)
+    late = [model for model in shown["models"] if model["late"]]
+    assert late
+    assert all(model["attainment"] == 0.0 for model in late)
+    assert shown["curves"]["attainment"][-1] == 0.0
+    in_flight = int(state.pool["in_flight"][0])
+    assert 0 < before.missed.sum() <= recent.levels[-1].missed.sum() <= in_flight
 
 
 def test_an_idle_pool_says_nothing_of_latency(recording: Any) -> None:
