@@ -1,14 +1,23 @@
 """The most steady models a pool holds, by policy, workload and target, with ratios and bounds."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from aegaeon_rl.evaluation.bootstrap import Interval
 from aegaeon_rl.frontier.axis import ModelsAxis
 from aegaeon_rl.frontier.bounds import Bound, most_models
 from aegaeon_rl.frontier.cells import CellStore
-from aegaeon_rl.frontier.search import Facts, Found, Ladder, by_size, crossing, hardest, ratio
+from aegaeon_rl.frontier.search import (
+    SCOUTS,
+    Facts,
+    Found,
+    Ladder,
+    by_size,
+    crossing,
+    hardest,
+    ratio,
+)
 from aegaeon_rl.frontier.spec import FrontierSpec
 from aegaeon_rl.frontier.steady import Steady
 from runtime.core import PoolSpec, SloSpec
@@ -17,6 +26,7 @@ from runtime.protocol import Oracle, Policy
 BASELINES = ("aegaeon", "aegaeon_tuned")
 SIDES = (("request_lost", 1), ("worst_model", -1), ("ttft_p99_s", 1))  # 1: less is better
 MOST_OF_BOUND = 1.2  # of the bound, sizes tried at most
+CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of that, for the curves
 
 
 class Crossing(NamedTuple):
@@ -32,6 +42,7 @@ class Crossing(NamedTuple):
     at: Interval
     tried: tuple[Facts, ...]
     bound: Bound | None
+    curve: tuple[Facts, ...] = ()  # a few units at sizes that all policies meet
     sides_held: bool | None = None
     beside: Facts | None = None
 
@@ -115,11 +126,21 @@ def _at_target(
                 at,
                 tried,
                 bound,
+                curve_of(ladder, axis, spec),
                 held,
                 beside,
             )
         )
     return out
+
+
+def curve_of(ladder: Ladder, axis: ModelsAxis, spec: FrontierSpec) -> tuple[Facts, ...]:
+    """A few units at the same shares of the largest size for every policy."""
+    if not spec.curve or not ladder.axis.is_able(ladder.policy, axis.sizes[0]):
+        return ()
+    scouts = replace(ladder, units=axis.units[:SCOUTS])
+    places = {int(share * (len(axis.sizes) - 1)) for share in CURVE}
+    return tuple(scouts.at(axis.sizes[place]) for place in sorted(places))
 
 
 def baseline_of(found: dict[str, Found]) -> str | None:
@@ -237,5 +258,5 @@ def curve_rows(crossing: Crossing) -> list[dict[str, Any]]:
             **{name: facts.metrics[name] for name in METRICS},
             "seed_shares": [c.on_time / max(1, c.due) for c in facts.cells],
         }
-        for facts in crossing.tried
+        for facts in (*crossing.curve, *crossing.tried)
     ]

@@ -41,7 +41,8 @@ def attainment(curves: Sequence[Row], colour: Mapping[str, str], column: str = "
                 value = [_percent(row[column or "token_attainment"]) for row in ranked]
                 ax.plot(at, value, color=colour[policy], marker="o", markersize=3)
                 if not column:
-                    low, high = 100 * np.quantile([r["seed_shares"] for r in ranked], BAND, axis=1)
+                    shares = [np.quantile(r["seed_shares"], BAND) for r in ranked]
+                    low, high = 100 * np.array(shares).T
                     ax.fill_between(at, low, high, color=colour[policy], alpha=0.15, linewidth=0)
             ax.set_title(f"{key[0]}, {key[1]} {key[2]:g}/s", loc="left", fontsize=10)
             ax.set(xlabel="models", ylabel=(column or "tokens on time").replace("_", " ") + " (%)")
@@ -92,7 +93,8 @@ def _bar(axes: Any, at: float, row: Row, colour: Mapping[str, str], value: str) 
     low, high = row.get("ci_low"), row.get("ci_high")
     if low is not None and high is not None and low == low:
         axes.plot([low, high], [at, at], color="#000000", linewidth=1.5)
-    axes.text(size, at, f"  {size}", va="center", fontsize=8)
+        size = max(size, high)
+    axes.text(size, at, f"  {row[value]}", va="center", fontsize=8)
 
 
 def _label(key: tuple[Any, ...]) -> str:
