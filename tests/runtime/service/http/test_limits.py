@@ -188,6 +188,19 @@ def test_quotas_of_a_key_are_429_until_the_minute_is_over(tmp_path: Path) -> Non
         assert 58 <= int(answer.headers["retry-after"]) <= 61
 
 
+def test_output_counts_for_the_quota_of_tokens_but_is_not_cut_short(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(KEYS)
+    headers = {"authorization": f"Bearer {SMALL}"}
+    with served(FakeController(), keys_file=keys) as server:
+        url = f"{server.url}/v1/completions"
+        long = httpx2.post(url, json={**GOOD, "max_tokens": 150}, headers=headers)
+        assert long.json()["usage"]["completion_tokens"] == 150
+        after = httpx2.post(url, json=GOOD, headers=headers)
+        assert after.status_code == 429
+        assert "its 100 of this minute" in after.json()["error"]["message"]
+
+
 def test_other_addresses_than_loopback_need_keys(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"server\.host=0\.0\.0\.0: others could reach it"):
         bind(ServerSpec(host="0.0.0.0", port=0))
