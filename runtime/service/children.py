@@ -49,9 +49,11 @@ def end_since(before: Collection[int]) -> None:
             os.waitpid(pid, 0)
 
 
-def settle_in(name: str) -> None:
-    """At a child's start: it dies with its parent, leaves signals to it, and `ps` shows `name`."""
-    die_with_parent()
+def settle_in(name: str, *, dies_at_once: bool = True) -> None:
+    """At a child's start: it dies with its parent, leaves signals to it, and `ps` shows `name`.
+    `dies_at_once=False`: it sees the parent's end by itself and has something to say then."""
+    if dies_at_once:
+        die_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     title(f"aegaeon-rl {name}")

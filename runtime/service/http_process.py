@@ -30,7 +30,7 @@ def start(
 
 
 def main(link_fd: int, listener_fd: int, text: str) -> None:
-    children.settle_in("http")
+    children.settle_in("http", dies_at_once=False)  # clients are told
     log_as_json()
     data = json.loads(text)
     offers = {name: from_plain(Offer, offer) for name, offer in data["offers"].items()}
