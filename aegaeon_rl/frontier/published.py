@@ -111,21 +111,25 @@ PAPER = (  # summary, what the paper shows there
 
 def paper_lines() -> str:
     """What the paper varies, with ours; a row per policy, a part per summary that is there."""
-    lines = ["| what | policy | models at 90 % | of bound | goodput tok/s | busy |"]
-    lines.append("|---|---|---|---|---|---|")
+    head = "what | policy | models at 90 % | of bound | goodput tok/s | over serverlessllm | busy"
+    lines = [f"| {head} |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for name, what in PAPER:
         if not (SUMMARIES / f"{name}.json").exists():
             continue
         content = load(name)
+        least = next(r for r in content["results"] if r["policy"] == "serverlessllm")
         for row in content["results"]:
             goodput = row["goodput_tokens_s"]
+            over = row["models"] / least["models"] if least["models"] else None
             lines.append(
                 f"| {what} | {row['policy']} | {row['models']} ({row['ci_low']:.0f}-"
                 f"{row['ci_high']:.0f}) | {percent(row['share_of_bound'])} |"
                 f" {'' if goodput is None else f'{goodput:,.0f}'} |"
+                f" {'' if over is None else f'{over:.1f}'} |"
                 f" {'' if row['gpu_busy'] is None else percent(row['gpu_busy'])} |"
             )
-        lines.append(f"| | | `{content['command']}` | | | |")
+        lines.append(f"| | | `{content['command']}` | | | | |")
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jinja2
 
-from aegaeon_rl.evaluation.report import cell_text, percent
+from aegaeon_rl.evaluation.report import Section, cell_text, percent
 from aegaeon_rl.frontier import plots
 
 TABLE = (
@@ -64,8 +64,13 @@ def _keyed(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [{"process": "", **row} for row in rows]
 
 
-def render(content: Mapping[str, Any], answers: Sequence[str], notes: Sequence[str]) -> str:
-    """The page of a run whose summary is `content`."""
+def render(
+    content: Mapping[str, Any],
+    answers: Sequence[str],
+    notes: Sequence[str],
+    section: Section | None = None,
+) -> str:
+    """The page of a run whose summary is `content`; `section` comes before the tables."""
     rows, curves = _keyed(content["results"]), content.get("curves", [])
     colour = plots.colours(rows)
     along = "models" if content["find"] == "models" else "gpus"
@@ -79,6 +84,7 @@ def render(content: Mapping[str, Any], answers: Sequence[str], notes: Sequence[s
         bars=plots.bars(rows, colour, along),
         curves=plots.attainment(curves, colour) if curves else "",
         worst=plots.attainment(curves, colour, "worst_model") if curves else "",
+        section=section,
         tables=tables(rows),
         command=content["command"],
         commit=content["commit"],

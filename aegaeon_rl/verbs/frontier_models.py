@@ -1,12 +1,18 @@
 """`frontier` along models: the crossings, their ratios to the baseline, the headline."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from aegaeon_rl.evaluation.compare import Plan, label_of
+from aegaeon_rl.evaluation.export import record_window
+from aegaeon_rl.evaluation.plots import gantt
 from aegaeon_rl.evaluation.record import summary, write_rows, write_summary, write_text
-from aegaeon_rl.evaluation.report import cell_text, percent
+from aegaeon_rl.evaluation.report import Section, cell_text, percent
+from aegaeon_rl.evaluation.sizing import can_run
+from aegaeon_rl.evaluation.spec import EvaluationSpec
 from aegaeon_rl.frontier.cells import CellStore
 from aegaeon_rl.frontier.models import (
     Crossing,
@@ -19,9 +25,12 @@ from aegaeon_rl.frontier.models import (
     row_of,
 )
 from aegaeon_rl.frontier.report import protocol, render
+from aegaeon_rl.frontier.steady import steady_trace
 from aegaeon_rl.verbs.common import command, console, counter, run_folder
 from aegaeon_rl.verbs.frontier_config import Config
-from runtime.protocol import Policy
+from runtime.core import SloSpec
+from runtime.protocol import Oracle, Policy
+from runtime.timeline.bars import bars
 
 SHOWN = (
     ("offered_requests_s", "req/s", "count"),
@@ -65,10 +74,45 @@ def models_main(config: Config, folder: Path, policies: list[Policy]) -> None:
     answers = [ratio_text(r) for r in quoted(found)]
     spec = config.frontier
     notes = protocol(content, spec.seeds, spec.warm_s, spec.duration_s)
-    write_text(folder / "report.html", render(content, answers, notes))
+    write_text(
+        folder / "report.html",
+        render(content, answers, notes, excerpt(groups[0], policies, config.slo, config.seed)),
+    )
     for line in answers:
         console.print(line)
     console.print(f"{folder / 'report.html'}\n{folder}", soft_wrap=True)
+
+
+GANTT_S = 30.0
+
+
+def excerpt(
+    group: Sequence[Crossing], policies: Sequence[Policy], slo: SloSpec, seed: int
+) -> Section | None:
+    """What the instances do under each policy with the models of the first one's crossing."""
+    first = group[0]
+    if first.best is None:
+        return None
+    able = [p for p in policies if can_run(p, first.pool)]
+    workload, models = first.workload, first.best.size
+    plan = Plan(
+        trace=steady_trace(workload, models, seed),
+        pool=first.pool,
+        slo=slo,
+        spec=EvaluationSpec(windows=0),
+    )
+    window_s = (workload.warm_s, min(workload.warm_s + GANTT_S, workload.span_s))
+    turns = {
+        label_of(p.name, isinstance(p, Oracle)): bars(record_window(plan, p, *window_s).timeline)
+        for p in able
+    }
+    figure = gantt(turns, first.pool.instances, models, window_s, first.pool.tp)
+    text = (
+        f"{models} models on {first.pool.name}, {workload.label}, the {GANTT_S:g} s after the"
+        f" warm-up of seed {seed}: a row an instance, a colour a model, pale while its weights load; white:"
+        " it waits. The shares in each title say where the time goes."
+    )
+    return Section(title=f"Why: {first.policy}'s load under each policy", text=text, figure=figure)
 
 
 def unique(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
