@@ -109,8 +109,8 @@ def excerpt(
     figure = gantt(turns, first.pool.instances, models, window_s, first.pool.tp)
     text = (
         f"{models} models on {first.pool.name}, {workload.label}, the {GANTT_S:g} s after the"
-        f" warm-up of seed {seed}: a row an instance, a colour a model, pale while its weights load; white:"
-        " it waits. The shares in each title say where the time goes."
+        f" warm-up of seed {seed}: a row an instance, a colour a model, pale while its weights"
+        " load; white: it waits. The shares in each title say where the time goes."
     )
     return Section(title=f"Why: {first.policy}'s load under each policy", text=text, figure=figure)
 
