@@ -73,7 +73,8 @@ class WorkerPort:
         stage, model = Stage(self._inst("stage")), self.models[turn.model].name
         if stage is Stage.COMMANDED:
             slot = self._inst("active_slot")
-            if self.state.slots["state"][self.g, slot] == SlotState.READY:
+            is_here = self.state.slots["state"][self.g, slot] == SlotState.READY
+            if is_here and self.order is None:  # else a prefetch of another model has ended
                 self.turns += 1
                 self._send(stage, model, ())
         elif stage is Stage.KV_IN:
