@@ -58,12 +58,15 @@ def printable(text: str) -> str:
 
 def too_many(message: str, retry_after_s: float | None, *, code: str) -> ApiError:
     """429, with the whole seconds after which it may go better."""
-    seconds = math.ceil(max(1.0, RETRY_S if retry_after_s is None else retry_after_s))
-    return ApiError(429, message, code=code, headers={"retry-after": str(seconds)})
+    return ApiError(429, message, code=code, headers=retry_after(retry_after_s))
 
 
-def unavailable(message: str, code: str = "unavailable") -> ApiError:
-    return ApiError(503, message, code=code, headers={"retry-after": "1"})
+def retry_after(seconds: float | None) -> dict[str, str]:
+    return {"retry-after": str(math.ceil(max(1.0, RETRY_S if seconds is None else seconds)))}
+
+
+def unavailable(message: str, code: str, retry_after_s: float | None = None) -> ApiError:
+    return ApiError(503, message, code=code, headers=retry_after(retry_after_s))
 
 
 def of_ending(ended: Ended) -> ApiError | None:
@@ -79,7 +82,8 @@ def of_ending(ended: Ended) -> ApiError | None:
         case End.REFUSED:
             return ApiError(400, reason or "this request cannot be served", code="refused")
         case End.DRAINING:
-            return unavailable(reason or "the server is shutting down", "draining")
+            reason = reason or "the server is shutting down"
+            return unavailable(reason, "draining", ended.retry_after_s)
         case End.CANCELLED:
             return unavailable(reason or "the request was cancelled", "cancelled")
         case End.FAILED:

@@ -191,9 +191,8 @@ def test_requests_that_are_not_served_get_a_status(
     with pytest.raises(kind) as caught:
         client.completions.create(model="tiny/a", prompt=prompt, stream=is_stream)
     assert caught.value.status_code == status
-    assert caught.value.response.headers.get("retry-after") == ("8" if status == 429 else None) or (
-        status == 503
-    )
+    waits = {"!shed": "8", "!draining": "8", "!cancelled": "1"}
+    assert caught.value.response.headers.get("retry-after") == waits.get(prompt)
     assert prompt[1:] in str(caught.value)
 
 
