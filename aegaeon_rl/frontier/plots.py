@@ -60,7 +60,7 @@ def _percent(value: float | None) -> float:
 def bars(rows: Sequence[Row], colour: Mapping[str, str], value: str = "models") -> str:
     """The crossing of each policy with its interval, a group per question; a line is the bound."""
     panels = groups_of(rows, "pool", "process", "rate", "target")
-    bound = "bound_models" if value == "models" else "bound_gpus"
+    bound, along = f"bound_{value}", "GPUs" if value == "gpus" else value
     with matplotlib.rc_context(STYLE):
         height = 1.0 + sum(0.35 + 0.22 * len(found) for found in panels.values())
         figure = Figure(figsize=(10, height), layout="constrained")
@@ -78,7 +78,7 @@ def bars(rows: Sequence[Row], colour: Mapping[str, str], value: str = "models") 
             ticks.append(((top + at - 1) / 2, _label(key)))
             at += 1
         axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks])
-        axes.set(ylim=(at - 1, -1), xlabel=f"{value} at the target; the line is the capacity bound")
+        axes.set(ylim=(at - 1, -1), xlabel=f"{along} at the target; the line is the capacity bound")
         handles = [axes.barh(0, 0, color=c, label=n) for n, c in colour.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
         return svg(figure)

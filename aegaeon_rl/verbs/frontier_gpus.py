@@ -8,7 +8,7 @@ from rich.table import Table
 
 from aegaeon_rl.evaluation.compare import Plan, check, window_trace
 from aegaeon_rl.evaluation.record import summary, write_rows, write_summary, write_text
-from aegaeon_rl.evaluation.report import percent
+from aegaeon_rl.evaluation.report import cell_text, counted, percent
 from aegaeon_rl.evaluation.sizing import gpus_near
 from aegaeon_rl.frontier.axis import LoadAxis
 from aegaeon_rl.frontier.cells import CellStore
@@ -123,7 +123,7 @@ def finish(
 def gpu_notes(plan: Plan, config: Config) -> list[str]:
     slo, prices = plan.slo, config.prices
     return [
-        f"{len(plan.windows)} windows of {plan.trace.name}; TTFT {slo.ttft_s:g} s, TBT"
+        f"{counted(len(plan.windows), 'window')} of {plan.trace.name}; TTFT {slo.ttft_s:g} s, TBT"
         f" {1e3 * slo.tbt_s:g} ms; profile {plan.pool.profile}. Emulated, not run on GPUs.",
         "Dedicated: one GPU (or group) a model, more where the target asks for it. Intervals:"
         " bootstrap over windows. Bound: least compute and link time on average.",
@@ -211,7 +211,7 @@ def way_texts(row: Mapping[str, Any]) -> list[str]:
         text("usd_million_tokens", "{:,.2f}"),
         text("request_lost", "{:.1%}"),
         text("worst_model", "{:.1%}"),
-        text("ttft_p99_s", "{:.2f} s"),
+        "" if row["ttft_p99_s"] is None else cell_text(row["ttft_p99_s"], "seconds"),
     ]
 
 
