@@ -33,6 +33,7 @@ class Entry:
     end: End | None = None
     is_dropped: bool = False  # its client has gone
     is_over: bool = False
+    faults: int = 0  # workers that gave up while they worked on it
     last_instance: int = NONE
     turns: int = 0
     turn: tuple[int, int] = (NONE, 0)  # the last one: instance, its number there

@@ -12,6 +12,7 @@ import numpy as np
 from runtime.core import NONE, Command, DecisionKind, EventKind, KvPlace, Stage
 from runtime.pool import lists
 from runtime.pool.candidates import next_decision, pose
+from runtime.pool.memory import room_for_steps
 from runtime.pool.state import EVENT, LISTS_PER_INSTANCE, Record, State, Table
 from runtime.pool.transitions import Outcome, apply, release
 from runtime.protocol import Engine, Turn
@@ -36,6 +37,17 @@ def new_event(kind: int, time_ns: int, **fields: float) -> Table:
     for name, value in fields.items():
         row[name] = value
     return event
+
+
+def warm(state: State) -> None:
+    """Load, or compile, the machine code that a first request would else wait for."""
+    copy = state.copy()
+    slot = int(copy.pool["free_head"][0])
+    apply(copy, new_event(EventKind.ARRIVAL, 0, id=0, model=0, n=1)[0])
+    next_decision(copy)
+    pose(copy, DecisionKind.TURN.value, 0, np.zeros(1, EVENT)[0])
+    room_for_steps(copy, 0, 1)
+    release(copy, slot)
 
 
 class Conductor:

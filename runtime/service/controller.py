@@ -30,7 +30,7 @@ from runtime.protocol import Policy
 from runtime.service.agent import NodeAgent
 from runtime.service.book import Book, Entry
 from runtime.service.cluster import Cluster
-from runtime.service.conductor import Conductor, new_event
+from runtime.service.conductor import Conductor, new_event, warm
 from runtime.service.decider import Decider
 from runtime.service.links import HttpLink, WorkerLink
 from runtime.service.logs import Opening
@@ -61,6 +61,7 @@ START_S = 300.0  # a worker's own start, its cost measurement included
 BACK_OFF_S = (0.1, 10.0)  # between a worker's end and the next start: first, longest
 STEADY_S = 30.0  # up this long: the next end is a first one again
 REAP_S = 10.0
+MOST_FAULTS = 3  # of workers over one request: then it is not tried again
 LATENCIES = 1 << 16  # kept
 
 ENDS = {
@@ -74,6 +75,7 @@ REASONS = {
     End.TIMEOUT: "no first token within the time limit",
     End.REFUSED: "the prompt does not fit in the memory of an instance",
     End.DRAINING: "the server is shutting down",
+    End.FAILED: f"{MOST_FAULTS} workers gave up while they worked on it",
 }
 
 
@@ -192,6 +194,7 @@ class Controller:
         self.state = new_state(pool, models, slos, costs, capacity=slots)
         self.placement = opening(policy, self.state)
         preload(self.state, self.placement)
+        warm(self.state)
         self.opening = Opening(pool, models, slos, costs, self.placement, spec.policy.name)
         self.book = Book(slots, self.agent.give_back)
         self.ports = [
@@ -302,7 +305,11 @@ class Controller:
         now_s = time.monotonic()
         for g, port in enumerate(self.ports):
             if port.is_up and port.owes and now_s - port.since_s > self.spec.hang_s:
-                self._fail(g, f"no report for {self.spec.hang_s:g} s")
+                self._fail(g, f"no report for {self.spec.hang_s:g} s", is_fault=True)
+            seat = self.seats[g]
+            is_coming = not port.is_up and not seat.is_failing and seat.link is not None
+            if is_coming and now_s - seat.began_s > START_S:
+                self._fail(g, f"not up within {START_S:g} s")
         self.decider.tick()
         self._go_on()
 
@@ -512,7 +519,7 @@ class Controller:
                 if self.status != "starting":
                     self._came_up(g)
             case Broken():
-                self._fail(g, message.reason)
+                self._fail(g, message.reason, is_fault=True)
             case Report():
                 self._report(g, message)
 
@@ -528,7 +535,7 @@ class Controller:
         try:
             events = port.events_of(report, now_ns)
         except StaleError as error:
-            self._fail(g, str(error))
+            self._fail(g, str(error), is_fault=True)
             return
         if events is None:
             return
@@ -556,8 +563,9 @@ class Controller:
         self._happen(new_event(EventKind.INSTANCE_JOINED, self.now_ns, instance=g))
         self._go_on()
 
-    def _fail(self, g: int, reason: str) -> None:
-        """Kill and reap the worker of g, then tell the core, then start another."""
+    def _fail(self, g: int, reason: str, *, is_fault: bool = False) -> None:
+        """Kill and reap the worker of g, then tell the core, then start another. `is_fault`: what
+        it worked on may be why, and is not tried for ever."""
         seat = self.seats[g]
         if seat.is_failing or self.status == "closed":
             return
@@ -569,13 +577,16 @@ class Controller:
                 seat.placed.set_exception(UserError(f"instance {g}: {reason}"))
             return
         log.warning("instance %d: %s", g, reason, extra={"instance": g, "epoch": seat.epoch})
-        self.ports[g].is_up = False
-        self.ports[g].out.clear()
-        task = asyncio.create_task(self._replace(g, reason))
+        port = self.ports[g]
+        at_work = () if port.order is None or not is_fault else port.order.ids
+        port.is_up = False
+        port.out.clear()
+        task = asyncio.create_task(self._replace(g, reason, at_work))
         self._failures.add(task)
         task.add_done_callback(self._failures.discard)
 
-    async def _replace(self, g: int, reason: str) -> None:
+    async def _replace(self, g: int, reason: str, at_work: tuple[int, ...]) -> None:
+        """`at_work`: the requests that may be to blame."""
         seat, loop = self.seats[g], asyncio.get_running_loop()
         handle = seat.handle
         handle.kill()
@@ -590,12 +601,31 @@ class Controller:
             observer.on_instance(g, seat.epoch, "down", reason)
         if self.state.instances["stage"][g] != Stage.DOWN:
             self._happen(new_event(EventKind.INSTANCE_FAILED, self.now_ns, instance=g))
+        for number in at_work:
+            self._blame(number)
         self._go_on()
+        await self._start_again(g)
+
+    def _blame(self, number: int) -> None:
+        entry = self.book.get(number)
+        if entry is not None:
+            entry.faults += 1
+            if entry.faults >= MOST_FAULTS:
+                self._cancel(entry, End.FAILED)
+
+    async def _start_again(self, g: int) -> None:
+        """After a pause that doubles while nothing stays up."""
+        seat = self.seats[g]
         seat.falls = 1 if time.monotonic() - seat.up_s > STEADY_S else seat.falls + 1
         first_s, longest_s = BACK_OFF_S
         await asyncio.sleep(min(longest_s, first_s * 2.0 ** min(seat.falls - 1, 16)))
         seat.is_failing = False
-        await self._launch(g)
+        try:
+            await self._launch(g)
+        except OSError as error:
+            log.error("instance %d: no worker: %s", g, error, extra={"instance": g})
+            seat.is_failing = True
+            await self._start_again(g)
 
     def latency_p99_s(self) -> float:
         """From a worker's report to the next order sent, of the latest ones; NaN without any."""
