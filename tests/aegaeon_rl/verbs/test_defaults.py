@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_module
 from aegaeon_rl.config import build
 from aegaeon_rl.evaluation.spec import EvaluationSpec
 from aegaeon_rl.training.spec import TrainSpec
-from aegaeon_rl.verbs import bench, demo, trace, train
+from aegaeon_rl.tuning.spec import TuneSpec
+from aegaeon_rl.verbs import bench, demo, trace, train, tune
 from runtime.core import SloSpec
 from traces.market import MarketSpec
 from traces.source import TraceSource
@@ -21,7 +22,8 @@ def configured(module: Any, verb: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("module", "verb"), [(train, "train"), (demo, "demo"), (trace, "trace"), (bench, "bench")]
+    ("module", "verb"),
+    [(train, "train"), (demo, "demo"), (trace, "trace"), (bench, "bench"), (tune, "tune")],
 )
 def test_every_key_has_the_dataclass_default(module: Any, verb: str) -> None:
     config = configured(module, verb)
@@ -46,7 +48,12 @@ def test_sections_have_the_dataclass_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("group", "cls"),
-    [("training", TrainSpec), ("market", MarketSpec), ("evaluation", EvaluationSpec)],
+    [
+        ("training", TrainSpec),
+        ("market", MarketSpec),
+        ("evaluation", EvaluationSpec),
+        ("tuning", TuneSpec),
+    ],
 )
 def test_files_of_the_sections_name_every_key(group: str, cls: Any) -> None:
     with initialize_config_module(config_module="conf", version_base="1.3"):
