@@ -1,8 +1,7 @@
 """Heuristics that are weight vectors of the index, and the index with its tuned weights."""
 
-from dataclasses import replace
-
 from aegaeon_rl.policies.index import Index
+from aegaeon_rl.policies.tuned import shipped
 
 
 def fcfs() -> Index:
@@ -45,5 +44,7 @@ def index_untuned() -> Index:
 
 
 def index() -> Index:
-    """The index that is shipped."""
-    return replace(index_untuned(), name="index")
+    """The index with the shipped weights (data/index.json, with their provenance)."""
+    policy = shipped("index")
+    assert isinstance(policy, Index)
+    return policy

@@ -156,7 +156,7 @@ def contest(job: Job, others: Sequence[Policy], weights: Weights) -> tuple[Plan,
     and not one of shorter turns."""
     start = make_policy(job.spec.start)
     if isinstance(start, Index):
-        start = replace(start, longest_s=start.quota_s)
+        start = replace(start, quota_s=job.spec.quotas_s[0], longest_s=0.0)
     policies = [*(policy for policy in others if policy.name != start.name), start]
     is_taken = "learned" in [policy.name for policy in policies]
     policies.append(Learned(name="trained" if is_taken else "learned", weights=weights))

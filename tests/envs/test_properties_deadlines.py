@@ -178,7 +178,7 @@ def test_return_is_what_evaluation_counts_for_the_same_decisions(scenario: Scena
         shortest_s=trace.span_s,
         longest_s=trace.span_s,
     )
-    policy = replace(index(), longest_s=0.0)
+    policy = replace(index(), quota_s=0.1, longest_s=0.0)
     pools, paid = Pools(spec, 1, rows=64, quotas_s=(policy.quota_s,)), 0.0
     pools.reset(0)
     while not pools.is_over[0]:

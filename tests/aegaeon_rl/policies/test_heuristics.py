@@ -51,6 +51,6 @@ def test_collate_stays_with_the_loaded_model_and_then_takes_the_largest_crowd(
 def test_index_stays_while_it_has_slack(trace_of: Any, flat_pool: Any) -> None:
     """A request on time behind a loaded model waits; a turn lasts until it would overtake."""
     trace = trace_of((0.0, 0, 9, 60), (0.2, 1, 9, 2))
-    order = turns(trace, flat_pool(1), heuristics.index())
+    order = turns(trace, flat_pool(1), heuristics.index_untuned())
     assert order == [0] * (len(order) - 1) + [1]
     assert len(order) == 3  # 0.5 s, the rest of 60 steps, and the other

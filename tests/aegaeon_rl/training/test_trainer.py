@@ -67,7 +67,10 @@ def whole(make_trainer: MakeTrainer, tmp_path_factory: pytest.TempPathFactory) -
 def test_start_is_the_index(make_trainer: MakeTrainer, make_job: Any, tmp_path: Path) -> None:
     job: Job = make_job(tmp_path)
     trace = job.parts.train.window(0, 100)  # later two scores tie but for the last bit
-    policies = (replace(index(), longest_s=0.0), make_trainer(tmp_path).save().policy())
+    policies = (
+        replace(index(), quota_s=0.1, longest_s=0.0),
+        make_trainer(tmp_path).save().policy(),
+    )
     first, second = (run(trace, job.pool, p, job.slo, journal=True) for p in policies)
     assert first.journal.tobytes() == second.journal.tobytes()
 
