@@ -19,6 +19,11 @@ BODIES: dict[str, tuple[type[Struct], Mapping[str, tuple[Any, ...]]]] = {
     **{o.path: (o.body, {}) for o in OPERATIONS if o.body is not None},
 }
 TEXT = {"type": ["string", "null"]}
+EVENT = {  # of a stream; the last one's data is [DONE]
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}},
+}
 ERROR = {
     "type": "object",
     "required": ["error"],
@@ -83,7 +88,7 @@ def completed(document: dict[str, Any]) -> dict[str, Any]:
         document["paths"][path]["post"]["requestBody"] = body
     for path in ("/v1/completions", "/v1/chat/completions"):
         answers = document["paths"][path]["post"]["responses"]["200"]["content"]
-        answers["text/event-stream"] = {"schema": {"type": "string"}}
+        answers["text/event-stream"] = {"schema": EVENT}
     for operations in document["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)
