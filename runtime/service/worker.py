@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any, NamedTuple
 
 import msgspec
@@ -428,5 +429,10 @@ def give_up(wire: Wire, epoch: int, error: BaseException) -> None:
 
 
 def die_with_parent() -> None:
-    """SIGKILL for this process when the one it was forked from ends, however that happens."""
+    """SIGKILL for this process when the one it was forked from ends, however that happens; that
+    one ends with the controller, once no worker holds it up any more."""
+    hold = forkserver._forkserver  # type: ignore[attr-defined]
+    if hold._forkserver_alive_fd is not None:
+        os.close(hold._forkserver_alive_fd)
+        hold._forkserver_alive_fd = None
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

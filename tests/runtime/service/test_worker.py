@@ -3,7 +3,11 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,17 +197,28 @@ def test_impossible_orders_break_the_worker_with_one_line(message: str) -> None:
         assert puppet.worker.wait(10)
 
 
-def children() -> set[int]:
-    """Workers of any kind, by their titles."""
-    found = set()
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                if file.read().startswith(b"aegaeon-rl worker"):
-                    found.add(int(pid))
-        except OSError:
-            continue
-    return found
+def read(pid: int | str, name: str) -> str:
+    """A file of a process; empty once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
+
+
+def parent(pid: int | str) -> str:
+    status = read(pid, "status").partition("PPid:")[2].split()
+    return status[0] if status else ""
+
+
+def is_worker(pid: int | str) -> bool:
+    return read(pid, "cmdline").startswith("aegaeon-rl worker")
+
+
+def children() -> set[str]:
+    """Workers of this process: the server that forked them is its child."""
+    us = str(os.getpid())
+    pids = filter(str.isdecimal, os.listdir("/proc"))
+    return {pid for pid in pids if is_worker(pid) and parent(parent(pid)) == us}
 
 
 def memfds() -> int:
@@ -276,6 +291,43 @@ def test_worker_ends_when_its_controller_closes_the_connection_or_says_so() -> N
         second.say(Close())
         assert first.worker.wait(5)
         assert second.worker.wait(5)
+
+
+CONTROLLER = """
+import sys, time
+from service_rig import puppets, spec_of
+if __name__ == "__main__":
+    with puppets(spec_of("tiny:llama:0"), 2) as made:
+        print(*(puppet.worker.pid for puppet in made), flush=True)
+        time.sleep(600)
+"""
+
+
+def test_workers_end_within_five_seconds_of_a_controller_that_is_killed() -> None:
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    controller = subprocess.Popen(
+        [sys.executable, "-c", CONTROLLER],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert controller.stdout is not None
+    pids = [int(word) for word in controller.stdout.readline().split()]
+    controller.stdout.close()
+    assert len(pids) == 2
+    hung, working = pids
+    os.kill(hung, signal.SIGSTOP)
+    controller.kill()
+    controller.wait()
+    assert is_gone(working, 5)
+    assert is_gone(hung, 60)  # with the server that forked it, however busy the machine is
+
+
+def is_gone(pid: int, within_s: float) -> bool:
+    until_s = time.monotonic() + within_s
+    while is_worker(pid) and time.monotonic() < until_s:
+        time.sleep(0.02)
+    return not is_worker(pid)
 
 
 def test_start_up_costs_are_positive_and_shared_by_models_of_one_shape() -> None:
