@@ -431,7 +431,7 @@ def give_up(wire: Wire, epoch: int, error: BaseException) -> None:
 def die_with_parent() -> None:
     """SIGKILL for this process when the one it was forked from ends, however that happens; that
     one ends with the controller, once no worker holds it up any more."""
-    hold = forkserver._forkserver  # type: ignore[attr-defined]
+    hold: Any = forkserver._forkserver  # its own words for it are private
     if hold._forkserver_alive_fd is not None:
         os.close(hold._forkserver_alive_fd)
         hold._forkserver_alive_fd = None
