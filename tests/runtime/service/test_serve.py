@@ -128,6 +128,9 @@ def test_serve_answers_logs_and_drains(start: Start) -> None:
     for model in ("tiny-llama", "tiny-qwen", "tiny-llama"):
         assert served.complete(model)["usage"]["completion_tokens"] == 4
     assert json.loads(served.get("/health"))["status"] == "ok"
+    shown = json.loads(served.get("/pool/state"))
+    assert [model["name"] for model in shown["models"]] == ["tiny-llama", "tiny-qwen"]
+    assert "<html" in served.get("/")
     assert 'aegaeon_tokens_due_total{model="tiny-llama"} 8.0' in served.get("/metrics")
     long = subprocess.Popen(
         [sys.executable, "-c", ASK, served.url], stdout=subprocess.PIPE, text=True
