@@ -105,7 +105,7 @@ def test_ready_pool_can_be_run(composed: Any, name: str) -> None:
     models = tuple(f"m{i}" for i in range(len(pool.checkpoints)))
     profile.table(assign_checkpoints(models, pool.checkpoints), pool.tp)
     for policy in map(make_policy, POLICIES):
-        if policy.name == "aegaeon" and pool.instances < 2:
+        if policy.name.startswith("aegaeon") and pool.instances < 2:
             continue  # it splits roles
         state = build_state(policy.configure(pool), models, SloSpec(), profile)
         assert len(state.instances) == pool.instances
