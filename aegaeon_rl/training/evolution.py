@@ -48,16 +48,16 @@ def unflat(values: Floats, like: Weights) -> Weights:
 
 
 def scales(weights: Weights) -> Floats:
-    """How far each number may go at once [D]: the index's by its size, layers by their width."""
+    """How far each number may go at once [D]. The index's by its size; the network's less, for a
+    step is as long as the noise in many numbers makes it, and idling on a whim costs most."""
     hidden = len(weights.b1)
-    sizes = {
-        "base": np.maximum(1.0, 0.25 * np.abs(weights.base)),
-        "w1": np.full(weights.w1.shape, 0.3),
-        "w2": np.full(weights.w2.shape, 0.3 / np.sqrt(hidden)),
-        "w3": np.full(weights.w3.shape, 1.0 / np.sqrt(hidden)),
-        **{name: np.full(getattr(weights, name).shape, 0.3) for name in ("b1", "b2", "b3", "idle")},
-    }
-    return np.concatenate([sizes[name].ravel() for name in EVOLVED])
+    index = np.maximum(1.0, 0.25 * np.abs(weights.base))
+    others = {"w1": 0.1, "w2": 0.1 / hidden**0.5, "w3": 0.2 / hidden**0.5, "idle": 0.03}
+    sizes = [
+        index if name == "base" else np.full(getattr(weights, name).shape, others.get(name, 0.1))
+        for name in EVOLVED
+    ]
+    return np.concatenate([size.ravel() for size in sizes])
 
 
 def worth(missed_share: Floats) -> Floats:
