@@ -8,6 +8,7 @@ their requests go on elsewhere from their tokens, then a fresh worker takes thei
 from __future__ import annotations
 
 import asyncio
+import gc
 import heapq
 import logging
 import socket
@@ -181,6 +182,8 @@ class Controller:
         self.began_s = time.time()
         for port in self.ports:
             port.came_up()
+        gc.collect()
+        gc.freeze()  # a collection would walk all that was imported: tens of ms between two steps
         self.status = "ok"
         self._ticker = asyncio.create_task(self._tick_for_ever())
 
@@ -249,6 +252,7 @@ class Controller:
     async def close(self) -> None:
         """No worker, no policy process is left."""
         self.status = "closed"
+        gc.unfreeze()
         if hasattr(self, "_ticker"):
             self._ticker.cancel()
         for task in self._failures:
