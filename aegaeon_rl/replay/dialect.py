@@ -26,6 +26,7 @@ class Dialect(NamedTuple):
     ignores_end: bool  # output lengths are exact
     has_usage: bool  # the last event counts tokens
     limit: str = "max_tokens"
+    counts_each: bool = False  # every event says how many tokens there are so far
 
     @property
     def path(self) -> str:
@@ -47,12 +48,16 @@ class Dialect(NamedTuple):
             content["ignore_eos"] = True
         if self.has_usage:
             content["stream_options"] = {"include_usage": True}
+        if self.counts_each:
+            content["stream_options"]["continuous_usage_stats"] = True
         if priority:
             content["priority"] = priority
         return ENCODE(content)
 
 
 DIALECTS = (
+    Dialect(False, True, True, True, counts_each=True),
+    Dialect(False, False, True, True, counts_each=True),
     Dialect(False, True, True, True),
     Dialect(False, False, True, True),
     Dialect(True, False, True, True),

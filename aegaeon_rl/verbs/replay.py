@@ -1,6 +1,7 @@
 """`replay`: a trace as open-loop load on an OpenAI endpoint: summary, a row a request, report."""
 
 import asyncio
+import gc
 import os
 from dataclasses import dataclass, field
 
@@ -116,11 +117,15 @@ async def loaded(job: Job, door: Door) -> Load:
                 bar.update(task, completed=sum(ended.values()), description=text)
                 await asyncio.sleep(0.25)
 
+        bar.refresh()  # the first drawing is slow: not beside the load
+        gc.collect()
+        gc.freeze()
         load = Load(job, door, watch)
         shown = asyncio.create_task(show())
         try:
             await load.run()
         finally:
             shown.cancel()
+            gc.unfreeze()
         bar.update(task, completed=sum(ended.values()), description="")
     return load

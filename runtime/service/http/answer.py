@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -11,6 +12,7 @@ from runtime.service.http.errors import ApiError
 from runtime.service.http.generation import ClientGoneError, Generation, Piece, Usage
 from runtime.service.http.wire import Wire
 
+NO_USAGE = b'"usage":null}\n\n'  # how an event ends where usage was asked for
 DONE = b"data: [DONE]\n\n"
 EVENT_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -35,11 +37,13 @@ class Answer(Response):
         prompt_tokens: int,
         is_stream: bool,
         has_usage: bool,
+        counts_each: bool = False,
     ) -> None:
         super().__init__()
         self._generation, self._wire = generation, wire
         self._choices, self._prompt_tokens = choices, prompt_tokens
         self._is_stream, self._has_usage = is_stream, has_usage
+        self._counts_each = counts_each
         self._opened: set[int] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,10 +91,14 @@ class Answer(Response):
         await send({"type": "http.response.body", "body": events, "more_body": False})
 
     def _event(self, piece: Piece) -> bytes:
+        event = self._wire.event(piece)
+        if self._counts_each:
+            usage = msgspec.json.encode(self._usage().as_dict())
+            event = event.removesuffix(NO_USAGE) + b'"usage":' + usage + b"}\n\n"
         if piece.choice in self._opened:
-            return self._wire.event(piece)
+            return event
         self._opened.add(piece.choice)
-        return self._wire.opening(piece.choice) + self._wire.event(piece)
+        return self._wire.opening(piece.choice) + event
 
     def _usage(self) -> Usage:
         return Usage(self._prompt_tokens, self._generation.completion_tokens)

@@ -23,6 +23,7 @@ TopCount = Annotated[int, Meta(ge=0, le=20)]
 class StreamOptions(Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # none is added
+    continuous_usage_stats: bool | None = None  # beside include_usage: with every event
 
 
 class Common(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +60,11 @@ class Common(Struct, kw_only=True, forbid_unknown_fields=True):
     def has_usage(self) -> bool:
         """Whether a stream ends with what was used."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def counts_each(self) -> bool:
+        """Whether each event of a stream says what was used so far."""
+        return self.has_usage and bool(self.stream_options.continuous_usage_stats)  # type: ignore[union-attr]
 
     def check(self) -> None:
         """What concerns several fields at once. Raises ApiError."""

