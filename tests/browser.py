@@ -42,6 +42,7 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.problems.clear()
         self.call("Page.navigate", url=url)
+        self.call("Page.bringToFront")  # else a key may find no focus
 
     def resize(self, width: int, height: int) -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
