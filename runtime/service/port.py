@@ -228,6 +228,7 @@ class WorkerPort:
         """What a report means to the core: its event and the FINISHED of that boundary; None for
         what the core no longer waits for. Raises StaleError for what nobody asked."""
         kind = report.kind
+        self.since_s = time.monotonic()
         if kind is EventKind.WEIGHTS_READY:
             return self._weights_ready(report, now_ns)
         if kind is EventKind.KV_OUT_DONE:
@@ -235,14 +236,15 @@ class WorkerPort:
         order = self.order
         if order is None or report.serial != order.serial or ENDS[order.stage] is not kind:
             raise StaleError(f"{kind.name} of order {report.serial}: expected {order}")
-        if report.goes_on:
-            self.since_s = time.monotonic()
-        else:
+        has_tokens = kind in (EventKind.PREFILLED, EventKind.STEPS)
+        if has_tokens:
+            self._check_tokens(report, order)
+        if not report.goes_on:
             self.order = None
+        if has_tokens:
+            return self._tokens(report, order, now_ns)
         if kind is EventKind.KV_IN_DONE:
             return self._kv_in_done(now_ns)
-        if kind in (EventKind.PREFILLED, EventKind.STEPS):
-            return self._tokens(report, order, now_ns)
         return new_event(kind, now_ns, instance=self.g)
 
     def _weights_ready(self, report: Report, now_ns: int) -> Table | None:
@@ -268,29 +270,32 @@ class WorkerPort:
             entry.has_kv = True
         return new_event(EventKind.KV_IN_DONE, now_ns, instance=self.g, n=len(moved))
 
-    def _tokens(self, report: Report, order: Order, now_ns: int) -> Table:
+    def _check_tokens(self, report: Report, order: Order) -> None:
+        """Before any of it counts: one token for each request, the one that comes next."""
         count = len(report.ids)
         whole = 0 if order.chunk_tokens and not count else len(order.ids)
-        if report.ids != order.ids[:whole] or len(report.tokens) != count:
+        is_whole = len(report.tokens) == len(report.first) == count
+        if report.ids != order.ids[:whole] or not is_whole or report.ended.keys() - {*report.ids}:
             raise StaleError(f"{report.kind.name} of {report.ids}: expected {order.ids}")
+        for number, first in zip(report.ids, report.first, strict=True):
+            known = len(self.book.entries[number].output)
+            if first != known:
+                raise StaleError(f"token {first} of request {number}: {known} are known")
+
+    def _tokens(self, report: Report, order: Order, now_ns: int) -> Table:
         events = np.zeros(1 + len(report.ended), new_event(0, 0).dtype)
         is_steps = report.kind is EventKind.STEPS
         events[0] = new_event(
             report.kind,
             now_ns,
             instance=self.g,
-            n=1 if is_steps else count,
+            n=1 if is_steps else len(report.ids),
             x=report.seconds,
             goes_on=int(report.goes_on),
         )[0]
         get = self.book.entries
-        for number, first, token in zip(report.ids, report.first, report.tokens, strict=True):
-            entry = get[number]
-            if first != len(entry.output):
-                raise StaleError(
-                    f"token {first} of request {number}: {len(entry.output)} are known"
-                )
-            entry.output.append(token)
+        for number, token in zip(report.ids, report.tokens, strict=True):
+            get[number].output.append(token)
         for number in order.ids:
             get[number].has_kv = True
         for row, (number, end) in enumerate(report.ended.items(), 1):

@@ -4,12 +4,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 
-from runtime.core import SlotState, Stage
+from runtime.core import EventKind, SlotState, Stage
 from runtime.pool.state import INSTANCE, SLOT, State
 from runtime.protocol import Turn
 from runtime.service.book import Book
-from runtime.service.port import WorkerPort
+from runtime.service.messages import End, Order, Report
+from runtime.service.port import StaleError, WorkerPort
 
 
 def port_of(stage: Stage, slot: SlotState) -> WorkerPort:
@@ -40,3 +42,40 @@ def test_prefetch_that_ends_within_a_switch_orders_nothing_anew() -> None:
     port.start(TURN)
     port.start(TURN)
     assert len(port.out) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"first": (2, 9)},
+        {"first": (2,)},
+        {"tokens": (7,)},
+        {"ids": (1,), "first": (2,), "tokens": (7,)},
+        {"ended": {3: End.STOP}},
+    ],
+)
+def test_report_that_is_wrong_in_part_changes_nothing_and_its_order_can_be_blamed(
+    changes: dict[str, Any],
+) -> None:
+    port = port_of(Stage.DECODE, SlotState.READY)
+    entries = {1: SimpleNamespace(output=[5, 5]), 2: SimpleNamespace(output=[6])}
+    port.book.entries.update(cast(Any, entries))
+    port.order = Order(serial=3, stage=Stage.DECODE, model="a", ids=(1, 2), steps=4)
+    right: dict[str, Any] = {"ids": (1, 2), "first": (2, 1), "tokens": (7, 8)}
+    report = Report(epoch=1, kind=EventKind.STEPS, serial=3, **{**right, **changes})
+    with pytest.raises(StaleError):
+        port.events_of(report, 0)
+    assert [entry.output for entry in entries.values()] == [[5, 5], [6]]
+    assert port.order is not None
+    assert port.order.ids == (1, 2)
+
+
+def test_any_report_is_a_sign_of_life() -> None:
+    """With a load and orders that overlap for long, a port is never without something it owes."""
+    port = port_of(Stage.COMMANDED, SlotState.READY)
+    port.loading = "b"
+    port.start(TURN)
+    port.since_s = 0.0
+    assert port.events_of(Report(epoch=1, kind=EventKind.SWITCHED, serial=1), 0) is not None
+    assert port.owes
+    assert port.since_s > 0.0
