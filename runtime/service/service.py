@@ -14,17 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runtime.core import EventKind, PoolSpec
+from runtime.core import PoolSpec
 from runtime.errors import UserError
-from runtime.pool.candidates import next_decision, pose
-from runtime.pool.memory import room_for_steps
 from runtime.pool.state import State
-from runtime.pool.transitions import apply, release
 from runtime.protocol import Policy
 from runtime.service import children, http_process
 from runtime.service.agent import NodeAgent
 from runtime.service.cluster import LocalCluster
-from runtime.service.conductor import new_event
 from runtime.service.controller import Controller
 from runtime.service.decider import Decider
 from runtime.service.http.cards import Offer
@@ -201,7 +197,6 @@ class Service:
 
     def _decider(self, spec: ServiceSpec, policy: Policy, pool: PoolSpec, state: State) -> Decider:
         began_s = time.monotonic()
-        warm(state.copy())
         decider = Decider(spec.policy, policy, pool, state, self.metrics.decided)
         try:
             decider.start(POLICY_S)
@@ -216,17 +211,6 @@ class Service:
 
     def _state(self) -> State:
         return self.controller.state
-
-
-def warm(state: State) -> None:
-    """Load (the first time compile) the core's machine code before a request waits for it."""
-    arrival = new_event(EventKind.ARRIVAL, 0, id=0, model=0, n=1)[0]
-    slot = int(state.pool["free_head"][0])
-    apply(state, arrival)
-    kind, index = next_decision(state)
-    pose(state, kind, max(0, index), arrival)
-    room_for_steps(state, 0, 1)
-    release(state, slot)
 
 
 class Operator:
