@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import socket
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,6 +57,7 @@ class LocalWorker:
     def __init__(self, instance: int, epoch: int, process: Any, connection: socket.socket) -> None:
         self.instance, self.epoch, self.connection = instance, epoch, connection
         self._process = process
+        self._closing, self.is_closed = threading.Lock(), False
 
     @property
     def pid(self) -> int:
@@ -76,11 +78,15 @@ class LocalWorker:
         return not self.is_alive()
 
     def close(self) -> None:
-        self.kill()
-        gone = self.wait(REAP_S)
-        assert gone, f"worker {self.instance}: process {self.pid} outlives SIGKILL"
-        self._process.close()
-        self.connection.close()
+        with self._closing:  # by who replaces it and who ends all, in threads of their own
+            if self.is_closed:
+                return
+            self.kill()
+            gone = self.wait(REAP_S)
+            assert gone, f"worker {self.instance}: process {self.pid} outlives SIGKILL"
+            self._process.close()
+            self.connection.close()
+            self.is_closed = True
 
 
 class LocalCluster:
@@ -97,10 +103,14 @@ class LocalCluster:
         ours, theirs = socket.socketpair()
         with theirs, without_main():
             process = self._context.Process(target=main, args=(spec, theirs), daemon=True)
-            process.start()
+            try:
+                process.start()
+            except BaseException:
+                ours.close()
+                raise
         blobs = [self._agent.blobs[model.name] for model in spec.models]
         worker = LocalWorker(instance, epoch, process, ours)
-        self._workers = [w for w in self._workers if w.connection.fileno() >= 0]
+        self._workers = [w for w in self._workers if not w.is_closed]
         self._workers.append(worker)
         with suppress(OSError):  # it is gone already, as its handle says
             send_descriptors(ours, [self._agent.host_kv.fd, *(blob.memory.fd for blob in blobs)])
@@ -108,7 +118,7 @@ class LocalCluster:
 
     def close(self) -> None:
         for worker in self._workers:
-            if worker.connection.fileno() >= 0:
+            if not worker.is_closed:
                 worker.close()
         self._workers.clear()
 

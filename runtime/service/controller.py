@@ -62,6 +62,7 @@ START_S = 300.0  # a worker's own start, its cost measurement included
 BACK_OFF_S = (0.1, 10.0)  # between a worker's end and the next start: first, longest
 STEADY_S = 30.0  # up this long: the next end is a first one again
 REAP_S = 10.0
+SPARE_LIMITS = 4096  # of requests that have ended
 MOST_FAULTS = 3  # of workers over one request: then it is not tried again
 LATENCIES = 1 << 16  # kept
 
@@ -130,7 +131,8 @@ class Seat:
         self.handle: Any = None
         self.epoch = 0
         self.falls = 0
-        self.up_s = self.began_s = time.monotonic()
+        self.began_s = time.monotonic()
+        self.up_s: float | None = None  # since when; None: not yet
         self.is_failing = False
         self.hello: asyncio.Future[Hello] | None = None
         self.placed: asyncio.Future[None] | None = None
@@ -178,9 +180,13 @@ class Controller:
         hellos = [await self._hello_of(seat) for seat in self.seats]
         self._open(hellos[0])
         await self._place()
+        for g, seat in enumerate(self.seats):
+            if seat.is_failing:
+                raise UserError(f"instance {g}: its worker ended while the pool started")
         self.zero_ns = time.monotonic_ns() - int(self.state.pool["now_ns"][0])
         self.began_s = time.time()
-        for port in self.ports:
+        for seat, port in zip(self.seats, self.ports, strict=True):
+            seat.up_s = time.monotonic()
             port.came_up()
         gc.collect()
         gc.freeze()  # a collection would walk all that was imported: tens of ms between two steps
@@ -295,7 +301,10 @@ class Controller:
     async def _tick_for_ever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._tick()
+            try:
+                self._tick()
+            except Exception:  # the next one must come: it alone sees hung workers
+                log.exception("tick")
 
     def _tick(self) -> None:
         """Time limits of requests and workers, the policy's faults."""
@@ -306,6 +315,9 @@ class Controller:
                 again.append(limit)
         for limit in again:
             heapq.heappush(self._limits, limit)
+        if len(self._limits) > SPARE_LIMITS + 4 * len(self.book):
+            self._limits = [limit for limit in self._limits if limit[1] in self.book.entries]
+            heapq.heapify(self._limits)
         now_s = time.monotonic()
         for g, port in enumerate(self.ports):
             if port.is_up and port.owes and now_s - port.since_s > self.spec.hang_s:
@@ -486,7 +498,7 @@ class Controller:
     async def _launch(self, g: int, *, measures: bool = False) -> None:
         seat, loop = self.seats[g], asyncio.get_running_loop()
         seat.epoch += 1
-        seat.began_s = time.monotonic()
+        seat.began_s, seat.up_s = time.monotonic(), None
         seat.hello = loop.create_future()
         epoch = seat.epoch
         seat.handle = await loop.run_in_executor(
@@ -533,9 +545,7 @@ class Controller:
             if seat.placed is not None and not seat.placed.done():
                 seat.placed.set_result(None)
             return
-        if self._received_s is None:
-            self._received_s = time.perf_counter()
-        now_ns = self.now_ns
+        received_s, now_ns = time.perf_counter(), self.now_ns
         try:
             events = port.events_of(report, now_ns)
         except StaleError as error:
@@ -543,6 +553,7 @@ class Controller:
             return
         if events is None:
             return
+        self._received_s = received_s
         if report.tokens:
             self._pass_on(report, now_ns)
         self._happen(events)
@@ -594,7 +605,8 @@ class Controller:
         seat, loop = self.seats[g], asyncio.get_running_loop()
         handle = seat.handle
         handle.kill()
-        await loop.run_in_executor(None, lambda: handle.wait(REAP_S))
+        while not await loop.run_in_executor(None, lambda: handle.wait(REAP_S)):
+            log.error("instance %d: outlives SIGKILL, its requests wait", g, extra={"instance": g})
         if seat.link is not None:
             seat.link.close()
             seat.link = None
@@ -620,16 +632,20 @@ class Controller:
     async def _start_again(self, g: int) -> None:
         """After a pause that doubles while nothing stays up."""
         seat = self.seats[g]
-        seat.falls = 1 if time.monotonic() - seat.up_s > STEADY_S else seat.falls + 1
+        if seat.up_s is not None and time.monotonic() - seat.up_s > STEADY_S:
+            seat.falls = 0
         first_s, longest_s = BACK_OFF_S
-        await asyncio.sleep(min(longest_s, first_s * 2.0 ** min(seat.falls - 1, 16)))
-        seat.is_failing = False
-        try:
-            await self._launch(g)
-        except OSError as error:
-            log.error("instance %d: no worker: %s", g, error, extra={"instance": g})
-            seat.is_failing = True
-            await self._start_again(g)
+        while True:
+            seat.falls += 1
+            await asyncio.sleep(min(longest_s, first_s * 2.0 ** min(seat.falls - 1, 16)))
+            seat.is_failing = False
+            try:
+                await self._launch(g)
+            except Exception as error:  # whatever a cluster meets, an instance is not given up
+                log.error("instance %d: no worker: %s", g, error, extra={"instance": g})
+                seat.is_failing = True
+            else:
+                return
 
     def latency_p99_s(self) -> float:
         """From a worker's report to the next order sent, of the latest ones; NaN without any."""

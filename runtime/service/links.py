@@ -38,8 +38,10 @@ class WorkerLink(asyncio.Protocol):
         self._transport.write(b"".join(map(frame, messages)))
 
     def close(self) -> None:
+        """At once: what a hung worker never read would else keep a descriptor in the loop that
+        the next worker's socket may be given."""
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
 
 
 class HttpLink(asyncio.Protocol):

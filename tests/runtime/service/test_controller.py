@@ -3,11 +3,17 @@
 import asyncio
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
 from service_clients import PATHS, ask, generated, prompts, running, service
 
+from runtime.errors import UserError
+from runtime.service import controller as controllers
+from runtime.service.agent import NodeAgent
+from runtime.service.cluster import LocalCluster, LocalWorker
+from runtime.service.controller import Controller, Here
 from runtime.service.messages import Drop, End
 from runtime.service.spec import Limits, ServerSpec
 from runtime.service.tiny import ByteTokenizer
@@ -123,3 +129,60 @@ def test_draining_ends_what_is_in_flight_and_refuses_the_rest() -> None:
             assert client.ends[9].end is End.DRAINING
 
     asyncio.run(main())
+
+
+def test_instance_comes_back_though_starts_fail_and_ended_requests_leave_no_limits(
+    truth: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controllers, "SPARE_LIMITS", 4)
+
+    async def main() -> None:
+        async with running(service(instances=1)) as (controller, client):
+            start, failures = (
+                controller.cluster.start,
+                [EOFError("its server ended"), OSError("no")],
+            )
+
+            def fails(*args: Any, **keys: Any) -> Any:
+                if failures:
+                    raise failures.pop()
+                return start(*args, **keys)
+
+            monkeypatch.setattr(controller.cluster, "start", fails)
+            controller.seats[0].handle.kill()
+            wanted = prompts(8)
+            await client.say(*(ask(i, *pair) for i, pair in enumerate(wanted, 1)))
+            await client.ended(8)
+            assert failures == []
+            for i, (model, prompt) in enumerate(wanted, 1):
+                assert client.outputs[i] == truth[model, tuple(prompt)], f"request {i}"
+            await asyncio.sleep(4 * controllers.TICK_S)
+            assert len(controller._limits) <= 4
+
+    asyncio.run(main())
+
+
+def test_worker_that_ends_while_others_start_is_told() -> None:
+    spec = service()
+    agent = NodeAgent(spec)
+
+    class Unlucky(LocalCluster):
+        def start(self, instance: int, epoch: int, *, measures: bool = False) -> LocalWorker:
+            if instance == 1:
+                assert controller.seats[0].hello is not None
+                while not controller.seats[0].hello.done():
+                    time.sleep(0.01)
+                controller.seats[0].handle.kill()
+            return super().start(instance, epoch, measures=measures)
+
+    cluster = Unlucky(agent)
+    controller = Controller(spec, agent, cluster, make_decider=Here)
+
+    async def main() -> None:
+        with pytest.raises(UserError, match="instance 0"):
+            await controller.start()
+        await controller.close()
+
+    asyncio.run(main())
+    cluster.close()
+    agent.close()
