@@ -28,6 +28,7 @@ from traces.formats.service import SCHEMA
 
 log = logging.getLogger("aegaeon_rl.logs")
 RUN_SCHEMA = "aegaeon-rl/service-run/1"
+MOST_PENDING = 12  # files not yet written: a disk that stands still costs rows, not memory
 Make = Callable[[], pa.Table]
 
 
@@ -150,7 +151,6 @@ class Logs:
 
     def tick(self) -> None:
         """To be called about once a second."""
-        self.pending = [future for future in self.pending if not future.done()]
         if time.monotonic() >= self.due_s:
             self.rotate()
 
@@ -181,7 +181,11 @@ class Logs:
             self._send("decisions", make, len(notes))
 
     def _send(self, name: str, make: Make, rows: int) -> None:
-        self.pending.append(self.writer.submit(self.files.write, name, make, rows))
+        self.pending = [future for future in self.pending if not future.done()]
+        if len(self.pending) >= MOST_PENDING:
+            self.files.lost_rows += rows
+        else:
+            self.pending.append(self.writer.submit(self.files.write, name, make, rows))
 
 
 def request_table(rows: Sequence[RequestRow], start: str) -> pa.Table:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from runtime.core import SloSpec, check_within
 from runtime.errors import UserError
 
+MOST_S = 1e9  # of any time limit: ns of it fit in 64 bits
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
@@ -44,6 +46,12 @@ class Limits:
     request_s: float = 3600.0
     body_s: float = 30.0  # to send the body
 
+    def __post_init__(self) -> None:
+        for name in ("body_bytes", "prompt_tokens", "choices", "queue"):
+            check_within(f"server.limits.{name}", getattr(self, name), 1, 1 << 40)
+        for name in ("first_token_s", "request_s", "body_s"):
+            check_within(f"server.limits.{name}", getattr(self, name), 0, MOST_S)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
@@ -74,6 +82,10 @@ class LogSpec:
     folder: str | None = None  # None: no logs
     rotate_s: float = 300.0
     rotate_rows: int = 100_000
+
+    def __post_init__(self) -> None:
+        check_within("logs.rotate_s", self.rotate_s, 0, MOST_S)
+        check_within("logs.rotate_rows", self.rotate_rows, 1, 1 << 30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

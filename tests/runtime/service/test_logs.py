@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from runtime.errors import UserError
 from runtime.plain import from_plain
 from runtime.pool.initial import new_state
 from runtime.pool.state import EVENT
-from runtime.service.logs import Logs, Opening, RequestRow, read_journal
+from runtime.service.logs import MOST_PENDING, Logs, Opening, RequestRow, read_journal
 from runtime.service.spec import LogSpec
 from runtime.timeline.replay import timeline
 from traces import Trace, TraceKind
@@ -156,6 +157,18 @@ def test_disk_that_is_full_costs_rows_and_one_warning(
     written.request(row(9))
     written.close()
     assert len(pq.read_table(written.folder / "requests-000001.parquet")) == 1
+
+
+def test_disk_that_stands_still_costs_rows_and_not_memory(tmp_path: Path) -> None:
+    written, goes_on = logs(tmp_path, rotate_rows=1), Event()
+    written.writer.submit(goes_on.wait)
+    for number in range(100):
+        written.request(row(number))
+    assert len(written.pending) == MOST_PENDING
+    goes_on.set()
+    written.close()
+    assert written.lost_rows == 100 - MOST_PENDING
+    assert len(list(written.folder.glob("requests-*.parquet"))) == MOST_PENDING
 
 
 def test_limit_on_file_size_leaves_nothing_in_halves(tmp_path: Path) -> None:
