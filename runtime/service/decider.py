@@ -114,11 +114,16 @@ class Decider:
                 process.end()
         self.process = self.coming = None
 
+    @property
+    def in_charge(self) -> str:
+        """The policy that answers, or would if it were up."""
+        return self.process.name if self.process else self.name
+
     def status(self) -> dict[str, Any]:
         """For operators: plain values."""
         is_up = self.process is not None
         return {
-            "name": self.process.name if self.process else self.name,
+            "name": self.in_charge,
             "next": self.coming.name if self.coming and is_up else None,
             "is_up": is_up,
             "pid": self.process.child.pid if self.process else None,

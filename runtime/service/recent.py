@@ -91,7 +91,8 @@ class Recent(Observer):
             self._sample(now_ns)
 
     def on_refusal(self, request_id: str, model: str, end: End, time_ns: int) -> None:
-        self.ended[RequestPhase.SHED] += 1
+        is_shed = end in (End.SHED, End.DRAINING)
+        self.ended[RequestPhase.SHED if is_shed else RequestPhase.FAILED] += 1
 
     def on_end(self, entry: Entry | None, request: Record, end: End, time_ns: int) -> None:
         model = int(request["model"])

@@ -1,6 +1,7 @@
 """Hears of all that happens in the pool, and tells metrics, logs and spans."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -33,13 +34,14 @@ class Prefill(NamedTuple):
 
 
 class Recorder(Observer):
-    """`logs` and `spans` where they are wanted. `state` is the controller's."""
+    """`logs` and `spans` where they are wanted. `state` is the controller's; `policy` names the one
+    in charge."""
 
     def __init__(
         self,
         metrics: Metrics,
         state: State,
-        policy: str,
+        policy: Callable[[], str],
         logs: Logs | None = None,
         spans: Telemetry | None = None,
     ) -> None:
@@ -78,7 +80,7 @@ class Recorder(Observer):
         status = STATUS.get(end, "failed")
         self.metrics.ended(entry.ask.model, status)
         self.last_ns.pop(entry.ask.id, None)
-        row = row_of(entry, request, status, self.policy)
+        row = row_of(entry, request, status, self.policy())
         if self.logs is not None:
             self.logs.request(row)
         prefill = self.prefills.pop(entry.ask.id, None)
@@ -92,7 +94,7 @@ class Recorder(Observer):
         status = "shed" if end in (End.SHED, End.DRAINING) else "failed"
         self.metrics.ended(model, status)
         if self.logs is not None:
-            nothing = (None, None, 0, request_id, status, None, None, 0, None, 0, self.policy)
+            nothing = (None, None, 0, request_id, status, None, None, 0, None, 0, self.policy())
             self.logs.request(RequestRow(time_ns / NS, model, 0, 0, *nothing))
 
     def on_instance(self, instance: int, epoch: int, what: str, reason: str) -> None:

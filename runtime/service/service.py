@@ -111,7 +111,11 @@ class Service:
         if spec.logs.folder is not None:
             self.logs = Logs(spec.logs, controller.opening, moment)
         self.spans = telemetry(round(controller.began_s * 1e9))
-        recorder = Recorder(self.metrics, controller.state, spec.policy.name, self.logs, self.spans)
+        decider = controller.decider
+        assert isinstance(decider, Decider)
+        recorder = Recorder(
+            self.metrics, controller.state, lambda: decider.in_charge, self.logs, self.spans
+        )
         self.recent = Recent(controller.state)
         controller.observers += [recorder, self.recent]
 

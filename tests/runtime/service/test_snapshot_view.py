@@ -10,6 +10,7 @@ from pool_film import POOL, Projector, film, recorded
 
 from runtime.core import NONE, NS, EventKind, RequestPhase, Stage
 from runtime.pool.transitions import apply
+from runtime.service.messages import End
 from runtime.service.recent import MOST_SPANS, OVER_S, Recent, curves
 from runtime.service.snapshot_view import SPAN_KINDS, snapshot
 from runtime.timeline.replay import timeline
@@ -136,6 +137,13 @@ def test_an_idle_pool_says_nothing_of_latency(recording: Any) -> None:
     assert set(told["tokens_s"]) == {0.0}
     for name in ("attainment", "ttft_p50_s", "ttft_p99_s", "tbt_p50_s", "tbt_p99_s"):
         assert set(told[name]) == {None}
+
+
+def test_refusals_are_not_all_for_want_of_room(recording: Any) -> None:
+    recent = Recent(fresh(recording)[0])
+    recent.on_refusal("r", "a", End.REFUSED, 0)
+    recent.on_refusal("r", "a", End.SHED, 0)
+    assert (recent.ended[RequestPhase.FAILED], recent.ended[RequestPhase.SHED]) == (1, 1)
 
 
 def test_spans_of_an_hour_are_bounded(recording: Any) -> None:
