@@ -27,6 +27,7 @@ BASELINES = ("aegaeon", "aegaeon_tuned")
 SIDES = (("request_lost", 1), ("worst_model", -1), ("ttft_p99_s", 1))  # 1: less is better
 MOST_OF_BOUND = 1.2  # of the bound, sizes tried at most
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of that, for the curves
+HOPELESS = 0.6  # the curve ends: an overloaded pool is slow to run, and tells no more
 
 
 class Crossing(NamedTuple):
@@ -135,12 +136,16 @@ def _at_target(
 
 
 def curve_of(ladder: Ladder, axis: ModelsAxis, spec: FrontierSpec) -> tuple[Facts, ...]:
-    """A few units at the same shares of the largest size for every policy."""
+    """A few units at the same shares of the largest size for every policy, until one is hopeless."""
     if not spec.curve or not ladder.axis.is_able(ladder.policy, axis.sizes[0]):
         return ()
     scouts = replace(ladder, units=axis.units[:SCOUTS])
-    places = {int(share * (len(axis.sizes) - 1)) for share in CURVE}
-    return tuple(scouts.at(axis.sizes[place]) for place in sorted(places))
+    found: list[Facts] = []
+    for place in sorted({int(share * (len(axis.sizes) - 1)) for share in CURVE}):
+        found.append(scouts.at(axis.sizes[place]))
+        if found[-1].share < HOPELESS:
+            break
+    return tuple(found)
 
 
 def baseline_of(found: dict[str, Found]) -> str | None:
