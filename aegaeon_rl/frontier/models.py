@@ -136,7 +136,7 @@ def _at_target(
 
 
 def curve_of(ladder: Ladder, axis: ModelsAxis, spec: FrontierSpec) -> tuple[Facts, ...]:
-    """A few units at the same shares of the largest size for every policy, until one is hopeless."""
+    """A few units at the same shares of the largest size for every policy, until hopeless."""
     if not spec.curve or not ladder.axis.is_able(ladder.policy, axis.sizes[0]):
         return ()
     scouts = replace(ladder, units=axis.units[:SCOUTS])
