@@ -223,7 +223,8 @@ class KvArena:
         assert held.host is None, f"request {request!r} is in host memory"
         more = held.spec.blocks(tokens) - len(held.blocks)
         if more > 0:
-            held.blocks += self._take(held.spec.block_bytes, more, self.device.compute)
+            taken = self._take(held.spec.block_bytes, more, self.device.compute)
+            held.blocks += taken  # what it has may lie elsewhere since `_take`
         held.tokens = max(held.tokens, tokens)
 
     def free(self, request: Request) -> None:

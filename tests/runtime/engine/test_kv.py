@@ -128,6 +128,26 @@ def test_blocks_that_hold_pages_of_their_size_move_together_for_another_size(nod
         kv.allocate("more", 2 * LARGE.block, LARGE)
 
 
+def test_a_request_that_grows_when_blocks_move_together_keeps_its_own(node):
+    kv = node(page=1024).kv
+    kv.allocate("first", LARGE.block, LARGE)
+    kv.allocate("large", LARGE.block, LARGE)
+    write(kv, "large", LARGE, -1.0)
+    before, count = read(kv, "large", LARGE), kv.free_blocks(SMALL)
+    for number in range(count):
+        kv.allocate(number, SMALL.block, SMALL)
+        write(kv, number, SMALL, float(number))
+    left = range(0, count, 4)  # one block in each page
+    for number in set(range(count)) - set(left):
+        kv.free(number)
+    kv.free("first")  # moved together, "large" lies elsewhere
+    kv.extend("large", 3 * LARGE.block)
+    kv.check_integrity()
+    assert kv.counts.repacks == 1
+    assert read(kv, "large", LARGE)[: len(before)] == before
+    assert all(read(kv, number, SMALL)[0] == number for number in left)
+
+
 def test_freed_blocks_are_poisoned(node):
     kv = node().kv
     kv.allocate("a", 8, SMALL)
