@@ -47,6 +47,14 @@ def cell_of(
     return Cell(int(sample.results["on_time_tokens"].sum()), due, metrics(sample))
 
 
+def window_cell(
+    trace: Trace, window: Window, load: float, pool: PoolSpec, policy: Policy, slo: SloSpec
+) -> Cell:
+    """One window of a trace, at a multiple of its rate."""
+    part, span_s = window_trace(trace, window, load)
+    return cell_of(part, pool, policy, slo, window.warm_s, span_s)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelsAxis:
     """Steady models on one pool; units are arrival seeds."""
@@ -108,10 +116,8 @@ class GpusAxis:
         return self.sizes[len(self.sizes) // 2]
 
     def cell(self, policy: Policy, size: int, unit: int) -> Cell:
-        window = self.windows[unit]
-        part, span_s = window_trace(self.trace, window, 1.0)
         pool = pool_of_size(self.pool, size)
-        return cell_of(part, pool, policy, self.slo, window.warm_s, span_s)
+        return window_cell(self.trace, self.windows[unit], 1.0, pool, policy, self.slo)
 
     def is_able(self, policy: Policy, size: int) -> bool:
         return can_run(policy, pool_of_size(self.pool, size))
@@ -141,10 +147,8 @@ class LoadAxis:
         return tuple(range(len(self.windows)))
 
     def cell(self, policy: Policy, size: int, unit: int) -> Cell:
-        window = self.windows[unit]
-        part, span_s = window_trace(self.trace, window, size / 100)
         pool = deal_sizes(self.pool, 0)
-        return cell_of(part, pool, policy, self.slo, window.warm_s, span_s)
+        return window_cell(self.trace, self.windows[unit], size / 100, pool, policy, self.slo)
 
     def is_able(self, policy: Policy, size: int) -> bool:
         return can_run(policy, self.pool)

@@ -21,6 +21,7 @@ from runtime.emulator.physics import cut_run, plan_stage
 from runtime.emulator.tables import Sim
 from runtime.emulator.transport import lose_transfers, plan_in, plan_out, replan_in, replan_out
 from runtime.pool import lists
+from runtime.pool.answers import is_answer
 from runtime.pool.candidates import next_decision, pose
 from runtime.pool.state import State
 from runtime.pool.transitions import Outcome, apply, release
@@ -354,27 +355,6 @@ def keep_unfinished(sim: Sim) -> None:
             keep(sim, r)
 
 
-@inner
-def is_answer(sim: Sim) -> bool:
-    """Does `sim.event` answer the question that was posed, with indices in range?"""
-    event, control = sim.event[0], sim.control[0]
-    decision, index = control.decision_kind, control.decision_index
-    if decision == DecisionKind.ROUTE:
-        is_known = NONE <= event.instance < sim.state.instances.shape[0]
-        return event.kind == EventKind.ROUTE and event.request == index and is_known
-    if event.instance != index:
-        return False
-    is_known = event.model < sim.state.models.shape[0]
-    if decision == DecisionKind.PREFETCH:
-        return event.kind == EventKind.PREFETCH and event.model >= NONE and is_known
-    if decision == DecisionKind.INTERRUPT:
-        is_model = event.model >= 0 and is_known
-        return event.kind == EventKind.INTERRUPT and is_model and 0 <= event.n <= 1
-    if event.kind == EventKind.TURN:
-        return event.quota_ns > 0 and event.model >= 0 and is_known
-    return event.kind == EventKind.IDLE
-
-
 @kernel
 def answer(sim: Sim) -> int:
     """Apply the policy's answer in `sim.event` (TURN, IDLE, PREFETCH, ROUTE, INTERRUPT) now.
@@ -385,7 +365,7 @@ def answer(sim: Sim) -> int:
     event, state, control = sim.event[0], sim.state, sim.control[0]
     event.time_ns = state.pool[0].now_ns
     outcome = Outcome.REFUSED.value
-    if is_answer(sim):
+    if is_answer(state, control.decision_kind, control.decision_index, event):
         outcome = commit(sim)
     else:
         control.refused += 1

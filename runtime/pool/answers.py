@@ -1,4 +1,4 @@
-"""What an answer from outside must be: the question's, within the tables, possible now.
+"""What an answer must be: the question's, within the tables; from outside also possible now.
 
 The core refuses what is not possible but trusts indices, and lets a pool idle for ever.
 """
@@ -16,6 +16,25 @@ from runtime.pool.candidates import (
 from runtime.pool.interrupts import can_stop
 from runtime.pool.state import Record, State
 from runtime.pool.weights import fits_beside_active, prefetch_slot, slot_of
+
+
+@kernel
+def is_answer(state: State, kind: int, index: int, event: Record) -> bool:
+    """Does `event` answer the decision (kind, index), with indices in range?"""
+    if kind == DecisionKind.ROUTE:
+        is_known = NONE <= event.instance < state.instances.shape[0]
+        return event.kind == EventKind.ROUTE and event.request == index and is_known
+    if event.instance != index:
+        return False
+    is_known = event.model < state.models.shape[0]
+    if kind == DecisionKind.PREFETCH:
+        return event.kind == EventKind.PREFETCH and event.model >= NONE and is_known
+    if kind == DecisionKind.INTERRUPT:
+        is_model = event.model >= 0 and is_known
+        return event.kind == EventKind.INTERRUPT and is_model and 0 <= event.n <= 1
+    if event.kind == EventKind.TURN:
+        return event.quota_ns > 0 and event.model >= 0 and is_known
+    return event.kind == EventKind.IDLE
 
 
 @kernel

@@ -5,12 +5,12 @@ feeds it what scripted engines report, and finds the emulator's journal.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from runtime.core import NONE, Command, DecisionKind, EventKind, KvPlace, Stage
 from runtime.pool import lists
+from runtime.pool.answers import is_answer
 from runtime.pool.candidates import next_decision, pose
 from runtime.pool.memory import room_for_steps
 from runtime.pool.state import EVENT, LISTS_PER_INSTANCE, Record, State, Table
@@ -112,7 +112,7 @@ class Conductor:
         pose(self.state, kind, index, event)
         is_answered = self.ask(self.state, kind, index, event)
         event["time_ns"], event["is_fallback"] = self.now_ns, 0 if is_answered else 1
-        if self._is_answer(kind, index, event) and self._apply(event) == Outcome.OK:
+        if is_answer(self.state, kind, index, event) and self._apply(event) == Outcome.OK:
             self._carry_out()
             return True
         self.refused += 1
@@ -183,22 +183,3 @@ class Conductor:
 
     def _stage(self, g: int) -> int:
         return int(self.state.instances["stage"][g])
-
-    def _is_answer(self, kind: int, index: int, event: Any) -> bool:
-        """Does `event` answer the question, with indices in range?"""
-        models, instances = len(self.state.models), len(self.state.instances)
-        given, g, m = int(event["kind"]), int(event["instance"]), int(event["model"])
-        if kind == DecisionKind.ROUTE:
-            is_own = given == EventKind.ROUTE and int(event["request"]) == index
-            return is_own and NONE <= g < instances
-        if g != index:
-            return False
-        if given == EventKind.IDLE:
-            return kind == DecisionKind.TURN
-        if not NONE <= m < models:
-            return False
-        if kind == DecisionKind.PREFETCH:
-            return given == EventKind.PREFETCH
-        if kind == DecisionKind.INTERRUPT:
-            return given == EventKind.INTERRUPT and m != NONE and int(event["n"]) in (0, 1)
-        return given == EventKind.TURN and m != NONE and int(event["quota_ns"]) > 0

@@ -11,7 +11,6 @@ from runtime.service import children
 from runtime.service.http.cards import Offer
 from runtime.service.http.process import run_http
 from runtime.service.spec import ServerSpec
-from runtime.service.structured import log_as_json
 
 
 def start(
@@ -30,8 +29,6 @@ def start(
 
 
 def main(link_fd: int, listener_fd: int, text: str) -> None:
-    children.settle_in("http", dies_at_once=False)  # clients are told
-    log_as_json()
     data = json.loads(text)
     offers = {name: from_plain(Offer, offer) for name, offer in data["offers"].items()}
     server = from_plain(ServerSpec, data["server"], "server")

@@ -6,7 +6,6 @@ with loads and moves under way, looks after these every half millisecond.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -21,7 +20,6 @@ from multiprocessing import forkserver
 from typing import Any, NamedTuple
 
 import msgspec
-import setproctitle
 import torch
 
 from runtime.core import EventKind, Stage
@@ -34,6 +32,7 @@ from runtime.engine.loader import Load as WeightsLoad
 from runtime.engine.opening import Shelf, opened_engine
 from runtime.engine.plan import Ending, Plan, Request, TurnEvent
 from runtime.engine.sampling import Sampling
+from runtime.service import children
 from runtime.service.measure import costs_of
 from runtime.service.messages import (
     Ask,
@@ -56,7 +55,6 @@ from runtime.service.tokenizers import open_tokenizer
 from runtime.service.wire import Wire, receive_descriptors
 
 LOOK_S = 0.0005  # between looks at loads and moves under way, while idle
-PR_SET_PDEATHSIG = 1
 WHOLE = 1 << 62  # a budget that takes every prompt of a call
 
 
@@ -363,9 +361,10 @@ def request_of(ask: Ask, output: tuple[int, ...]) -> Request:
 
 def main(spec: WorkerSpec, connection: socket.socket) -> None:
     """The process of an instance: until Close, an error, or the controller's end."""
-    die_with_parent()
+    let_go_of_fork_server()
+    children.die_with_parent()  # the fork server, which ends with the controller
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is the controller's to answer
-    setproctitle.setproctitle(f"aegaeon-rl worker {spec.instance}")
+    children.title(f"aegaeon-rl worker {spec.instance}")
     torch.set_num_threads(spec.threads)
     wire = Wire(connection)
     try:
@@ -428,11 +427,9 @@ def give_up(wire: Wire, epoch: int, error: BaseException) -> None:
         os._exit(1)
 
 
-def die_with_parent() -> None:
-    """SIGKILL for this process when the one it was forked from ends, however that happens; that
-    one ends with the controller, once no worker holds it up any more."""
+def let_go_of_fork_server() -> None:
+    """It ends with the controller once no worker holds it up any more."""
     hold: Any = forkserver._forkserver  # its own words for it are private
     if hold._forkserver_alive_fd is not None:
         os.close(hold._forkserver_alive_fd)
         hold._forkserver_alive_fd = None
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

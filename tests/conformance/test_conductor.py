@@ -1,8 +1,5 @@
 """The conductor, with a fake clock and scripted engines, leaves the emulator's journal."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,19 +15,6 @@ from runtime.service.conductor import Conductor
 
 SEEDS = 60  # scenarios per policy
 CHECKED_SEEDS = 4
-
-
-@pytest.fixture(scope="session")
-def scenarios() -> ModuleType:
-    """The second driver's scenarios, comparisons and erratic policy."""
-    path = Path(__file__).with_name("test_second_driver.py")
-    spec = importlib.util.spec_from_file_location("conformance_scenarios", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def conducted(scripted: ModuleType, *args: Any) -> Any:

@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import gc
 import ipaddress
-import signal
 import socket
 from collections.abc import Iterator, Mapping
 
-import setproctitle
 import uvicorn
 import uvloop
 
 from runtime.errors import UserError
+from runtime.service.children import settle_in
 from runtime.service.http.app import make_app
 from runtime.service.http.cards import Card, Offer
 from runtime.service.http.connection import Connection
@@ -65,9 +64,7 @@ def run_http(
 ) -> None:
     """Serve the models of `offers`, by name, until the controller closes its end of `link`; then
     those who wait get a 503 and the process ends within 5 s. Signals are the controller's."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    setproctitle.setproctitle("aegaeon-rl http")
+    settle_in("http", dies_at_once=False)  # clients are told
     log_as_json()
     cards = {name: offer.card(name) for name, offer in offers.items()}
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -10,37 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from service_clients import generated
 from service_rig import Puppet, puppets, spec_of
 
 from runtime.core import EventKind, Stage
-from runtime.engine.model import Shell
 from runtime.errors import UserError
 from runtime.service.agent import NodeAgent
 from runtime.service.cluster import LocalCluster
 from runtime.service.messages import Close, End, Forget, Load, MoveOut, Return, Sampled
 from runtime.service.spec import ModelSource
-from runtime.service.tiny import ByteTokenizer, tiny_blob
+from runtime.service.tiny import ByteTokenizer
 
 PATHS = ("tiny:llama:0", "tiny:llama:1", "tiny:qwen3:2")
 PROMPT = ByteTokenizer().encode("what is a pool?")
-
-
-def generated(path: str, prompt: list[int], count: int) -> list[int]:
-    """What transformers' own `generate` says, greedily."""
-    blob = tiny_blob(path, "float32")
-    shell = Shell(blob.index.config, torch.float32, "cpu", attention="eager")
-    shell.bind(path, blob.tensors)
-    with torch.inference_mode():
-        out = shell.module.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt)),
-            max_new_tokens=count,
-            do_sample=False,
-            eos_token_id=None,
-        )
-    blob.close()
-    return out[0, len(prompt) :].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +277,7 @@ def test_worker_ends_when_its_controller_closes_the_connection_or_says_so() -> N
 
 CONTROLLER = """
 import sys, time
+from service_clients import generated
 from service_rig import puppets, spec_of
 if __name__ == "__main__":
     with puppets(spec_of("tiny:llama:0"), 2) as made:
